@@ -1,0 +1,151 @@
+/**
+ * Connections to Postgres, and the only importer of `pg` and of the migration runner.
+ *
+ * Every session starts with `search_path = pg_catalog`, so that a statement means what it says: all our SQL names its
+ * schema, and nobody who can create an object in `public` can stand in for one of ours.
+ */
+import pg from 'pg';
+import { runner } from 'node-pg-migrate';
+import { readFile } from 'node:fs/promises';
+import { fileURLToPath } from 'node:url';
+import { FieldkeepError } from './errors.ts';
+
+export type Pool = pg.Pool;
+/** One connection, as handed out by a pool or opened on its own. */
+export type Client = pg.ClientBase;
+export type Queryable = Pick<pg.ClientBase, 'query'>;
+
+export interface PoolOptions {
+  /** Connections at most. */
+  readonly max: number;
+  /** Shows in pg_stat_activity. */
+  readonly name: string;
+  readonly statementTimeoutMs?: number;
+  /** Extra session settings, `row_security: 'off'` for instance: a filtered count is then an error, not a zero. */
+  readonly settings?: Readonly<Record<string, string>>;
+}
+
+const connectTimeoutMs = 5_000;
+
+function clientConfig(url: string, options: Omit<PoolOptions, 'max'>): pg.ClientConfig {
+  const settings = { search_path: 'pg_catalog', ...options.settings };
+  return {
+    connectionString: url,
+    application_name: `fieldkeep ${options.name}`,
+    connectionTimeoutMillis: connectTimeoutMs,
+    keepAlive: true,
+    statement_timeout: options.statementTimeoutMs ?? 10_000,
+    options: Object.entries(settings)
+      .map(([name, value]) => `-c ${name}=${value}`)
+      .join(' '),
+  };
+}
+
+/** A pool whose idle connections may die without taking the process along: the next query opens a new one. */
+export function openPool(url: string, options: PoolOptions): Pool {
+  const pool = new pg.Pool({ ...clientConfig(url, options), max: options.max, idleTimeoutMillis: 30_000 });
+  pool.on('error', () => undefined); // an idle connection was lost; whoever queries next gets a fresh one or the error
+  return pool;
+}
+
+/** One connection outside any pool, for LISTEN and for the audit stream. The caller handles its `error` and `end`. */
+export async function connect(url: string, options: Omit<PoolOptions, 'max'>): Promise<pg.Client> {
+  const client = new pg.Client(clientConfig(url, options));
+  client.on('error', () => undefined); // before connect(): an unheard 'error' would end the process; 'end' still fires
+  await client.connect();
+  return client;
+}
+
+/** Runs `work` between begin and commit; any error rolls back and is thrown on. A broken connection leaves the pool. */
+export async function transaction<T>(pool: Pool, work: (tx: Client) => Promise<T>): Promise<T> {
+  const client = await pool.connect();
+  let broken: Error | undefined;
+  try {
+    await client.query('begin');
+    const result = await work(client);
+    await client.query('commit');
+    return result;
+  } catch (error) {
+    await client.query('rollback').catch((failure: Error) => {
+      broken = failure;
+    });
+    throw error;
+  } finally {
+    client.release(broken);
+  }
+}
+
+const socketCodes = new Set([
+  'ECONNREFUSED',
+  'ECONNRESET',
+  'EPIPE',
+  'ETIMEDOUT',
+  'ENOTFOUND',
+  'EAI_AGAIN',
+  'EHOSTUNREACH',
+]);
+/** 08: connection exceptions · 57P01-3: shutdown, crash, starting up · 53300: too many connections · 25006: read only. */
+const unavailableStates = /^(08...|57P0[123]|53300|25006)$/;
+
+/** Whether an error of `pg` says that the database cannot be reached or is going away, rather than that a statement is wrong. */
+export function isUnavailable(error: unknown): boolean {
+  if (!(error instanceof Error)) return false;
+  const code: unknown = 'code' in error ? error.code : undefined;
+  if (typeof code === 'string') return socketCodes.has(code) || unavailableStates.test(code);
+  if (error instanceof AggregateError) return error.errors.some(isUnavailable);
+  return /^(Connection terminated|Client has encountered a connection error|timeout e|Client was closed)/.test(
+    error.message,
+  );
+}
+
+/** A connection failure becomes `database_unavailable`, without its cause: it may show the connection string. */
+export function toUnavailable(error: unknown): unknown {
+  if (!isUnavailable(error)) return error;
+  return new FieldkeepError('database_unavailable', 'The database cannot be reached.', { retryAfterSeconds: 1 });
+}
+
+/** SQLSTATE of an error that Postgres answered. */
+export function sqlState(error: unknown): string | undefined {
+  return error instanceof pg.DatabaseError ? error.code : undefined;
+}
+
+/** The user name in a connection URL: the role that grants go to. */
+export function roleOf(url: string): string {
+  return decodeURIComponent(new URL(url).username);
+}
+
+/** `name` as an SQL identifier. */
+export function quoteIdentifier(name: string): string {
+  return pg.escapeIdentifier(name);
+}
+
+const migrationsFolder = fileURLToPath(new URL('../migrations', import.meta.url));
+
+/**
+ * Brings the schema up to date as its owner, then gives the service's role what it needs. Running it again changes
+ * nothing; two at once wait for each other. Skips the grants when the service connects as the owner itself.
+ */
+export async function migrate(ownerUrl: string, serviceRole: string, log: (line: string) => void): Promise<void> {
+  const client = new pg.Client({ connectionString: ownerUrl, application_name: 'fieldkeep migrate' });
+  await client.connect();
+  try {
+    await runner({
+      dbClient: client,
+      dir: migrationsFolder,
+      ignorePattern: '(\\..*|grants\\.sql)',
+      direction: 'up',
+      schema: 'public',
+      migrationsSchema: 'fieldkeep',
+      createMigrationsSchema: true,
+      migrationsTable: 'migrations',
+      advisoryLockMode: 'wait',
+      log,
+      logger: { debug: () => undefined, info: log, warn: log, error: log },
+    });
+    if (roleOf(ownerUrl) === serviceRole) return;
+    const grants = await readFile(`${migrationsFolder}/grants.sql`, 'utf8');
+    await client.query(grants.replaceAll(':service', quoteIdentifier(serviceRole)));
+  } finally {
+    await client.end();
+  }
+}
