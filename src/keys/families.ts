@@ -1,0 +1,50 @@
+/**
+ * Key families follow the policy: one for every class, and the internal family `audit`, whose data keys make the row
+ * digests of the audit log. A family begins with version 1, active.
+ */
+import { transaction, type Client, type Pool } from '../db.ts';
+import { nextRotation } from '../policy/schedule.ts';
+import type { Policy } from '../policy/policy.ts';
+import type { RootKeys } from './root-keys.ts';
+import { insertFamily, insertVersion, raiseEpoch, type NewVersion } from './store.ts';
+import type { KeyState } from './version.ts';
+
+/** The internal family of digest keys; no class may use the name. */
+export const auditFamily = 'audit';
+
+/** What a version made now records of the policy; the class may change later, the version keeps this. */
+export function versionSettings(policy: Policy, family: string): Pick<NewVersion, 'bind' | 'normalise' | 'indexes'> {
+  const fieldClass = policy.classes.get(family);
+  if (fieldClass === undefined) return { bind: 'row', indexes: [] };
+  const indexes = policy.columns
+    .filter((column) => column.class === family)
+    .flatMap(({ address, column, index }) => index.map(({ name, bits }) => ({ table: address, column, name, bits })));
+  return {
+    bind: fieldClass.bind,
+    indexes,
+    ...(fieldClass.normalise !== undefined && { normalise: fieldClass.normalise }),
+  };
+}
+
+async function insertFirstVersion(tx: Client, policy: Policy, family: string, transitVersion: number): Promise<void> {
+  const rotateEvery = policy.classes.get(family)?.rotateEvery;
+  const next = rotateEvery === undefined ? undefined : nextRotation(new Date(), rotateEvery);
+  if (!(await insertFamily(tx, family, next))) return; // another process was first
+  await insertVersion(tx, { family, version: 1, state: 'active', transitVersion, ...versionSettings(policy, family) });
+  await raiseEpoch(tx);
+}
+
+/** Makes the families that the policy names and `state` lacks. Answers their names. */
+export async function ensureFamilies(
+  pool: Pool,
+  rootKeys: RootKeys,
+  policy: Policy,
+  state: KeyState,
+): Promise<string[]> {
+  const missing = [...policy.classes.keys(), auditFamily].filter((family) => !state.families.has(family));
+  for (const family of missing) {
+    const transitVersion = await rootKeys.ensureFamily(family);
+    await transaction(pool, (tx) => insertFirstVersion(tx, policy, family, transitVersion));
+  }
+  return missing;
+}

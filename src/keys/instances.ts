@@ -1,0 +1,92 @@
+/**
+ * The processes of the service as the database sees them: each says every two seconds that it lives, and that it has
+ * unwrapped the canary of a pending version itself. A version is activated when every living instance has.
+ */
+import type { Pool, Queryable } from '../db.ts';
+import type { Keyring } from './keyring.ts';
+
+export const heartbeatEveryMs = 2_000;
+/** An instance without a heartbeat for this long is dead, by the database's clock. */
+export const deadAfterMs = 10_000;
+/** The tenant that owns canaries; a credential's tenant is never empty. */
+export const canaryTenant = '';
+
+export async function insertInstance(db: Queryable, id: string): Promise<void> {
+  await db.query('insert into fieldkeep.instances (id) values ($1)', [id]);
+}
+
+export async function deleteInstance(db: Queryable, id: string): Promise<void> {
+  await db.query('delete from fieldkeep.instances where id = $1', [id]);
+}
+
+/** Also takes the dead away; an instance that was only asleep finds its row missing and inserts it again. */
+export async function heartbeat(db: Queryable, id: string): Promise<void> {
+  await db.query(
+    `insert into fieldkeep.instances (id) values ($1) on conflict (id) do update set heartbeat_at = now()`,
+    [id],
+  );
+  await db.query(
+    `delete from fieldkeep.instances where heartbeat_at < now() - make_interval(secs => $1::float8 / 1000)`,
+    [deadAfterMs],
+  );
+}
+
+export async function insertReady(db: Queryable, id: string, family: string, version: number): Promise<void> {
+  await db.query(
+    `insert into fieldkeep.instance_ready (instance, family, version)
+     select id, $2, $3 from fieldkeep.instances where id = $1 on conflict do nothing`,
+    [id, family, version],
+  );
+}
+
+/** Living instances that have not yet shown that they can use the version. */
+export async function countUnready(db: Queryable, family: string, version: number): Promise<number> {
+  const { rows } = await db.query<{ n: number }>(
+    `select count(*)::int as n from fieldkeep.instances i
+     where heartbeat_at >= now() - make_interval(secs => $3::float8 / 1000) and not exists
+       (select 1 from fieldkeep.instance_ready r where r.instance = i.id and r.family = $1 and r.version = $2)`,
+    [family, version, deadAfterMs],
+  );
+  return rows[0]!.n;
+}
+
+/** Unwraps the canary of every pending version that has one and reports it. */
+async function reportReady(pool: Pool, keyring: Keyring, id: string): Promise<void> {
+  for (const { family, pending } of keyring.state.families.values()) {
+    if (pending === undefined) continue;
+    const canary = await keyring.get(canaryTenant, family, pending);
+    if (canary !== undefined) await insertReady(pool, id, family, pending);
+  }
+}
+
+/** Says that this instance lives and what it can use, until stopped. Failures are told to `onError` and tried again. */
+export function startHeartbeat(options: {
+  pool: Pool;
+  keyring: Keyring;
+  id: string;
+  onError: (error: unknown) => void;
+}): { beat: () => Promise<void>; stop: () => Promise<void> } {
+  const { pool, keyring, id, onError } = options;
+  let under: Promise<void> | undefined;
+
+  async function beatOnce(): Promise<void> {
+    try {
+      await heartbeat(pool, id);
+      await reportReady(pool, keyring, id);
+    } catch (error) {
+      onError(error);
+    } finally {
+      under = undefined;
+    }
+  }
+  const beat = () => (under ??= beatOnce());
+  const timer = setInterval(() => void beat(), heartbeatEveryMs);
+  return {
+    beat,
+    async stop() {
+      clearInterval(timer);
+      await under;
+      await deleteInstance(pool, id).catch(onError);
+    },
+  };
+}

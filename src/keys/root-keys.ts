@@ -1,0 +1,33 @@
+/**
+ * What Fieldkeep needs of the keeper of root keys, Vault or the embedded file. A root key never leaves its keeper; it
+ * wraps data keys, and each wrapping names the version of the root key and a context that unwrapping must repeat.
+ */
+import { FieldkeepError } from '../errors.ts';
+
+export interface RootKeys {
+  readonly kind: 'vault' | 'embedded';
+  /** Makes the family's root key if there is none. Answers its newest version (≥ 1). */
+  ensureFamily(family: string): Promise<number>;
+  /** Adds a version to the family's root key and answers that version, from the keeper's own answer. */
+  rotate(family: string): Promise<number>;
+  /** Makes a data key (64 random bytes) under the named root key version and answers its wrapped form only. */
+  makeDataKey(family: string, transitVersion: number, context: Buffer): Promise<string>;
+  /** Opens a wrapped data key. The caller owns the bytes and wipes them. */
+  unwrap(family: string, wrapped: string, context: Buffer): Promise<Buffer>;
+  /** Gives up every version below `minVersion` for ever. */
+  destroyBelow(family: string, minVersion: number): Promise<void>;
+}
+
+/**
+ * The keeper did not do it. `refused` tells a clear no (the key is gone, access was taken away: cached copies must go at
+ * once) from an outage (cached copies stay good until their time is over).
+ */
+export class RootKeyError extends FieldkeepError {
+  readonly refused: boolean;
+
+  constructor(detail: string, { refused }: { refused: boolean }) {
+    super('vault_unavailable', detail, { retryAfterSeconds: 2 });
+    this.name = 'RootKeyError';
+    this.refused = refused;
+  }
+}
