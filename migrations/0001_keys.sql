@@ -64,6 +64,15 @@ create table fieldkeep.data_keys (
   foreign key (family, version) references fieldkeep.key_versions
 );
 
+-- When requests (not the worker) last used a version, noted with each heartbeat.
+create table fieldkeep.key_uses (
+  family text not null,
+  version int not null,
+  last_used_at timestamptz not null,
+  primary key (family, version),
+  foreign key (family, version) references fieldkeep.key_versions
+);
+
 -- Processes of the service. Dead after 10 s without a heartbeat, by this database's clock.
 create table fieldkeep.instances (
   id uuid primary key,

@@ -4,6 +4,7 @@
  */
 import type { Pool, Queryable } from '../db.ts';
 import type { Keyring } from './keyring.ts';
+import { upsertLastUse } from './store.ts';
 
 export const heartbeatEveryMs = 2_000;
 /** An instance without a heartbeat for this long is dead, by the database's clock. */
@@ -59,6 +60,13 @@ async function reportReady(pool: Pool, keyring: Keyring, id: string): Promise<vo
   }
 }
 
+/** Writes down when versions were last used by requests: retiring one waits until nobody reads it any more. */
+async function noteUses(pool: Pool, keyring: Keyring): Promise<void> {
+  const used = [...keyring.used];
+  keyring.used.clear();
+  for (const { family, version } of used) await upsertLastUse(pool, family, version);
+}
+
 /** Says that this instance lives and what it can use, until stopped. Failures are told to `onError` and tried again. */
 export function startHeartbeat(options: {
   pool: Pool;
@@ -72,6 +80,7 @@ export function startHeartbeat(options: {
   async function beatOnce(): Promise<void> {
     try {
       await heartbeat(pool, id);
+      await noteUses(pool, keyring);
       await reportReady(pool, keyring, id);
     } catch (error) {
       onError(error);

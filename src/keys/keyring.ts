@@ -16,7 +16,7 @@ import { toUnavailable, type Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { RootKeyError, type RootKeys } from './root-keys.ts';
 import { findDataKey, insertDataKey, loadKeyState } from './store.ts';
-import type { KeyState } from './version.ts';
+import type { KeyState, KeyVersion } from './version.ts';
 
 const lifetimeMs = 300_000;
 const lifetimeSpread = 0.1;
@@ -52,6 +52,8 @@ export class Keyring {
   state: KeyState;
   /** How often the keeper was asked to unwrap; with warm keys it stands still. */
   unwraps = 0;
+  /** Versions that requests have used since the last heartbeat, which writes them down and empties the set. */
+  readonly used = new Set<KeyVersion>();
 
   readonly #pool: Pool;
   readonly #rootKeys: RootKeys;

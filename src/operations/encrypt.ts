@@ -1,0 +1,79 @@
+/** POST /v1/encrypt: seals a value under the active version of its class, for one place. */
+import { seal } from '../crypto/aead.ts';
+import { normalise, indexToken } from '../crypto/blind-index.ts';
+import { valueDigest, type DataKey } from '../crypto/data-key.ts';
+import { envelopeDigest, formatEnvelope } from '../crypto/envelope.ts';
+import { findIndexes, type KeyVersion } from '../keys/version.ts';
+import {
+  checkClassOf,
+  checkColumn,
+  contextBytes,
+  getClass,
+  performFields,
+  withSealingKey,
+  type Place,
+  type Reading,
+  type Verb,
+  type Work,
+} from './field.ts';
+import type { Operation } from './perform.ts';
+
+interface EncryptItem {
+  readonly class: string;
+  readonly value: string;
+  readonly context: Required<Place>;
+  readonly purpose?: string;
+}
+
+/** The tokens to store beside an envelope, by index name; undefined where the column has no index or nothing is left. */
+export function indexTokens(
+  work: Pick<Work, 'tenant'>,
+  key: DataKey,
+  version: KeyVersion,
+  place: Place,
+  value: string,
+): Record<string, string | null> | undefined {
+  const indexes = findIndexes(version, place.table, place.column);
+  if (indexes.length === 0) return undefined;
+  const normalised = normalise(version.normalise, value);
+  const names = indexes.map(({ name, bits, table, column }): [string, string | null] => {
+    const token = indexToken(
+      key,
+      version.version,
+      { tenant: work.tenant, table, column, index: name, bits },
+      normalised,
+    );
+    return [name, token ?? null];
+  });
+  return Object.fromEntries(names);
+}
+
+const verb: Verb<EncryptItem, Reading> = {
+  read(item, policy) {
+    checkClassOf(policy, item.context, item.class);
+    return {
+      question: { action: 'encrypt', class: item.class, ...(item.purpose !== undefined && { purpose: item.purpose }) },
+      place: item.context,
+    };
+  },
+  compute(work, item, { place }, _decision, facts) {
+    const fieldClass = getClass(work.policy, item.class);
+    checkColumn(work.policy, place);
+    return withSealingKey(work, item.class, (key, version) => {
+      const ctx = contextBytes(work, version, place);
+      const envelope = seal(key, item.class, version.version, ctx, item.value, fieldClass.padTo);
+      facts.keyVersion = version.version;
+      facts.input = valueDigest(key, work.requestId, work.item, ctx, item.value);
+      facts.output = envelopeDigest(envelope);
+      const indexes = indexTokens(work, key, version, place, item.value);
+      return {
+        envelope: formatEnvelope(envelope),
+        version: version.version,
+        masked: fieldClass.mask,
+        ...(indexes !== undefined && { indexes }),
+      };
+    });
+  },
+};
+
+export const encrypt: Operation = (service, call) => performFields(service, call, 'encrypt', verb);

@@ -1,0 +1,24 @@
+/**
+ * GET /v1/audit/entries: entries with their index, newest first. Whatever was acknowledged before the question is in
+ * the answer. A principal of a tenant sees the entries of that tenant; a filtered answer proves no completeness.
+ */
+import { findEntries, type EntryFilter } from '../audit/store.ts';
+import { FieldkeepError } from '../errors.ts';
+import { performCall } from './call.ts';
+import type { Operation } from './perform.ts';
+
+const limitDefault = 100;
+
+export const listEntries: Operation = (service, call) =>
+  performCall(service, call, { action: 'audit', questions: [{ action: 'audit' }] }, async () => {
+    const { limit, cursor, ...rest } = call.query;
+    const { tenant } = call.principal;
+    const filter: EntryFilter = Object.fromEntries(Object.entries(rest).filter(([, value]) => value !== undefined));
+    if (tenant !== undefined && filter.tenant !== undefined && filter.tenant !== tenant) {
+      throw new FieldkeepError('forbidden', 'A principal of a tenant reads the entries of its own tenant.');
+    }
+    const own: EntryFilter = tenant === undefined ? filter : { ...filter, tenant };
+    const page = await findEntries(service.pool, own, limit === undefined ? limitDefault : Number(limit), cursor);
+    const items = page.items.map(({ index, line }) => ({ index, entry: JSON.parse(line) as unknown }));
+    return { body: { items, ...(page.nextCursor !== undefined && { nextCursor: page.nextCursor }) } };
+  });

@@ -1,0 +1,354 @@
+/**
+ * What the calls on single fields (encrypt, decrypt, reencrypt, match, search-tokens) have in common: each verb says
+ * how it reads an item and what it computes; here an item is decided and computed, alone or as one of a batch, and its
+ * facts become the audit entry.
+ *
+ *     read      the request only: class, view, place. Bad input ends here, before any decision.
+ *     decide    policy/access.ts
+ *     compute   looks things up, opens and seals
+ */
+import { formatEntry, formatItem, itemsRoot, type Entry, type Item } from '../audit/entry.ts';
+import { encodeContext, type Context } from '../crypto/context.ts';
+import { DataKey, rowDigest } from '../crypto/data-key.ts';
+import { FieldkeepError } from '../errors.ts';
+import { auditFamily } from '../keys/families.ts';
+import { getActive, getReadable, type KeyState, type KeyVersion } from '../keys/version.ts';
+import { decide, type Decision, type Question } from '../policy/access.ts';
+import { findColumn, type FieldClass, type Policy, type RegisteredColumn } from '../policy/policy.ts';
+import { isCanonicalRow } from '../rotation/catalog.ts';
+import type { Service } from '../service.ts';
+import { beginEntry, perform, toFieldkeepError, type Attempt, type Call, type Result } from './perform.ts';
+
+export type MaybePromise<T> = T | Promise<T>;
+
+/** Where a value is, as the request says it; search has no row. */
+export interface Place {
+  readonly table: string;
+  readonly column: string;
+  readonly row?: string;
+}
+
+/** One run over one item: a consistent picture of policy and keys, and who asks. */
+export interface Work {
+  readonly service: Service;
+  readonly policy: Policy;
+  readonly state: KeyState;
+  readonly tenant: string;
+  readonly requestId: string;
+  /** The item's number in the batch, 0 if single; part of value digests. */
+  readonly item: number;
+}
+
+/** What the entry tells of an item; computing fills it in as far as it gets. */
+export interface Facts {
+  view?: string;
+  input?: string;
+  output?: string;
+  keyVersion?: number;
+}
+
+export interface Reading {
+  readonly question: Question & { class: string };
+  readonly place: Place;
+  /** Where the value moves, if it does. */
+  readonly to?: Place;
+}
+
+export interface Verb<I, R extends Reading> {
+  readonly read: (item: I, policy: Policy) => R;
+  /** Answers the members of the response. Errors are FieldkeepErrors. */
+  readonly compute: (work: Work, item: I, reading: R, decision: Decision, facts: Facts) => MaybePromise<object>;
+}
+
+interface Ran {
+  readonly facts: Facts;
+  readonly reading?: Reading;
+  readonly decision?: Decision;
+  readonly answer?: object;
+  readonly error?: FieldkeepError;
+}
+
+function forbidden(decision: Decision): FieldkeepError {
+  const scope = decision.missingScope;
+  const detail = scope === undefined ? 'The policy does not allow this.' : `The principal lacks the scope ${scope}.`;
+  return new FieldkeepError('forbidden', detail, scope === undefined ? {} : { missingScope: scope });
+}
+
+/** Throws `forbidden`, naming the missing scope, unless the decision is allow. */
+export function mustAllow(decision: Decision): void {
+  if (decision.decision === 'deny') throw forbidden(decision);
+}
+
+function runItem<I, R extends Reading>(verb: Verb<I, R>, work: Work, call: Call, item: I): MaybePromise<Ran> {
+  const facts: Facts = {};
+  let reading: R | undefined;
+  let decision: Decision | undefined;
+  const failed = (error: unknown): Ran => ({
+    facts,
+    error: toFieldkeepError(work.service, error),
+    ...(reading !== undefined && { reading }),
+    ...(decision !== undefined && { decision }),
+  });
+  try {
+    reading = verb.read(item, work.policy);
+    checkRow(work, reading.question.class, reading.place);
+    if (reading.to !== undefined) checkRow(work, reading.question.class, reading.to);
+    decision = decide(work.policy, call.principal, reading.question);
+    if (decision.view !== undefined) facts.view = decision.view;
+    mustAllow(decision);
+    const answer = verb.compute(work, item, reading, decision, facts);
+    if (answer instanceof Promise) {
+      const [read, decided] = [reading, decision];
+      return answer.then((done) => ({ facts, reading: read, decision: decided, answer: done }), failed);
+    }
+    return { facts, reading, decision, answer };
+  } catch (error) {
+    return failed(error);
+  }
+}
+
+/** A registered column's row must be spelled as Postgres spells it, or its envelope would not re-encrypt. */
+function checkRow({ policy, service }: Work, className: string, place: Place): void {
+  if (place.row === undefined) return;
+  if (place.row === '' && policy.classes.get(className)?.bind === 'row') throw emptyRow(className);
+  const column = findColumn(policy, place.table, place.column);
+  const types = column === undefined ? undefined : service.catalog.keyTypes(place.table);
+  if (types === undefined || isCanonicalRow(types, place.row)) return;
+  throw new FieldkeepError(
+    'request_invalid',
+    `context.row is not spelled as the key of ${place.table} is in Postgres.`,
+  );
+}
+
+function emptyRow(className: string): FieldkeepError {
+  return new FieldkeepError('request_invalid', `context.row is empty, and class ${className} is bound to rows.`);
+}
+
+/** The class, which a decision has been made about. Errors: `class_unknown`. */
+export function getClass(policy: Policy, name: string): FieldClass {
+  const found = policy.classes.get(name);
+  if (found === undefined) throw new FieldkeepError('class_unknown', `There is no class ${name}.`);
+  return found;
+}
+
+/** The registered column, or undefined where the policy lets unregistered ones be. Errors: `column_unknown`. */
+export function checkColumn(policy: Policy, place: Place): RegisteredColumn | undefined {
+  const column = findColumn(policy, place.table, place.column);
+  if (column === undefined && policy.unregistered === 'deny') {
+    throw new FieldkeepError('column_unknown', `Column ${place.column} of table ${place.table} is not registered.`);
+  }
+  return column;
+}
+
+/** A registered column holds one class; asking for another is a mistake in the request. */
+export function checkClassOf(policy: Policy, place: Place, name: string): void {
+  const column = findColumn(policy, place.table, place.column);
+  if (column === undefined || column.class === name) return;
+  const where = `Column ${place.column} of table ${place.table}`;
+  throw new FieldkeepError('request_invalid', `${where} is registered for class ${column.class}, not ${name}.`);
+}
+
+/** CTX of a place under a version; a class bound to its column seals with an empty row. */
+export function contextBytes(work: Work, version: KeyVersion, place: Place): Buffer {
+  const row = version.bind === 'column' ? '' : (place.row ?? '');
+  if (version.bind === 'row' && row === '') throw emptyRow(version.family);
+  const context: Context = { tenant: work.tenant, table: place.table, column: place.column, row };
+  return encodeContext(version.family, version.version, context);
+}
+
+/** The version and key that an envelope names. Errors: `version_unknown`, `version_destroyed`, `decryption_failed`. */
+export function withOpeningKey<T>(
+  work: Work,
+  envelope: { family: string; version: number },
+  use: (key: DataKey | undefined, version: KeyVersion) => T,
+): MaybePromise<T> {
+  const version = getReadable(work.state, envelope.family, envelope.version);
+  work.service.keyring.used.add(version);
+  const key = work.service.keyring.get(work.tenant, envelope.family, envelope.version);
+  return key instanceof DataKey ? use(key, version) : key.then((found) => use(found, version));
+}
+
+/** The active version and its key, made on first use. Errors: `keys_not_ready`, `vault_unavailable`. */
+export function withSealingKey<T>(
+  work: Work,
+  family: string,
+  use: (key: DataKey, version: KeyVersion) => T,
+): MaybePromise<T> {
+  const version = getActive(work.state, family);
+  work.service.keyring.used.add(version);
+  const key = work.service.keyring.getOrMake(work.tenant, family, version.version);
+  return key instanceof DataKey ? use(key, version) : key.then((made) => use(made, version));
+}
+
+interface DigestKey {
+  readonly key: DataKey;
+  readonly version: number;
+}
+
+/**
+ * The tenant's key for row digests. A refusal must be written down even when the keeper of root keys is away, so its
+ * absence is not an error here: such an entry has no row digest.
+ */
+function findDigestKey(work: Work): MaybePromise<DigestKey | undefined> {
+  const version = work.state.families.get(auditFamily)?.active;
+  if (version === undefined) return undefined;
+  const key = work.service.keyring.getOrMake(work.tenant, auditFamily, version);
+  if (key instanceof DataKey) return { key, version };
+  return key.then(
+    (made) => ({ key: made, version }),
+    () => undefined,
+  );
+}
+
+/** The members that an entry and a batch's item share. */
+function describe(ran: Ran, digestKey: DigestKey | undefined): Partial<Item> {
+  const { reading, decision, error, facts } = ran;
+  const denied = decision?.decision === 'deny';
+  const { table, column, row } = reading?.place ?? {};
+  return {
+    outcome: denied ? 'denied' : error === undefined ? 'ok' : 'failed',
+    ...(error !== undefined && { code: error.code }),
+    ...(reading !== undefined && { class: reading.question.class }),
+    ...(facts.view !== undefined && { view: facts.view }),
+    ...(table !== undefined && { table }),
+    ...(column !== undefined && { column }),
+    ...(row !== undefined &&
+      row !== '' &&
+      digestKey !== undefined && { rowDigest: rowDigest(digestKey.key, digestKey.version, table!, column!, row) }),
+    ...(facts.input !== undefined && { input: facts.input }),
+    ...(facts.output !== undefined && { output: facts.output }),
+    ...(facts.keyVersion !== undefined && { keyVersion: facts.keyVersion }),
+  };
+}
+
+function singleAttempt(work: Work, call: Call, action: string, ran: Ran, digestKey: DigestKey | undefined): Attempt {
+  const entry: Entry = Object.assign(beginEntry(call, action), describe(ran, digestKey));
+  entry.policyVersion = work.policy.version;
+  if (ran.decision !== undefined) {
+    entry.decision = ran.decision.decision;
+    entry.ruleId = ran.decision.ruleId;
+  }
+  const purpose = ran.reading?.question.purpose;
+  if (purpose !== undefined) entry.purpose = purpose;
+  const record = { line: formatEntry(entry) };
+  return ran.error === undefined ? { record, answer: { body: ran.answer } } : { record, error: ran.error };
+}
+
+function answerItem(ran: Ran, ref: string | undefined): object {
+  const { error } = ran;
+  const answer = error === undefined ? ran.answer : { error: { code: error.code, detail: error.message } };
+  return ref === undefined ? answer! : { ref, ...answer };
+}
+
+/** The value that all have, if they agree. */
+function common<T>(values: readonly (T | undefined)[]): T | undefined {
+  return values.every((each) => each === values[0]) ? values[0] : undefined;
+}
+
+function batchOutcome(rans: readonly Ran[]): Pick<Entry, 'decision' | 'outcome'> {
+  const denied = rans.filter((ran) => ran.decision?.decision === 'deny').length;
+  const failed = rans.filter((ran) => ran.error !== undefined).length;
+  if (denied === rans.length) return { decision: 'deny', outcome: 'denied' };
+  return { decision: 'allow', outcome: failed === 0 ? 'ok' : failed === rans.length ? 'failed' : 'partial' };
+}
+
+function batchAttempt(
+  work: Work,
+  call: Call,
+  action: string,
+  rans: readonly Ran[],
+  refs: readonly (string | undefined)[],
+  digestKey: DigestKey | undefined,
+): Attempt {
+  const items = rans.map((ran, i): Item => {
+    const ref = refs[i];
+    return Object.assign(describe(ran, digestKey), ref === undefined ? {} : { ref }) as Item;
+  });
+  const lines = items.map(formatItem);
+  const shared = {
+    class: common(items.map((item) => item.class)),
+    view: common(items.map((item) => item.view)),
+    table: common(items.map((item) => item.table)),
+    column: common(items.map((item) => item.column)),
+    code: common(items.map((item) => item.code)),
+    keyVersion: common(items.map((item) => item.keyVersion)),
+    purpose: common(rans.map((ran) => ran.reading?.question.purpose)),
+    ruleId: common(rans.map((ran) => ran.decision?.ruleId)),
+  };
+  const entry: Entry = Object.assign(beginEntry(call, action), batchOutcome(rans), {
+    ...Object.fromEntries(Object.entries(shared).filter(([, value]) => value !== undefined)),
+    policyVersion: work.policy.version,
+    count: rans.length,
+    itemsRoot: itemsRoot(lines),
+  });
+  const body = { items: rans.map((ran, i) => answerItem(ran, refs[i])) };
+  return { record: { line: formatEntry(entry), items: lines.join('\n') }, answer: { body } };
+}
+
+/** Requests of other agents are answered between the chunks of a large batch. */
+const itemsPerTurn = 128;
+
+interface BatchBody<I> {
+  readonly items: readonly (I & { ref?: string })[];
+  readonly view?: string;
+  readonly purpose?: string;
+}
+
+async function runBatch<I extends object, R extends Reading>(
+  verb: Verb<I, R>,
+  work: Work,
+  call: Call,
+  body: BatchBody<I>,
+): Promise<Ran[]> {
+  const { items, view, purpose } = body;
+  const shared = { ...(view !== undefined && { view }), ...(purpose !== undefined && { purpose }) };
+  const rans: Ran[] = [];
+  for (const [i, item] of items.entries()) {
+    if (i > 0 && i % itemsPerTurn === 0) await new Promise((resolve) => setImmediate(resolve));
+    const ran = runItem(verb, { ...work, item: i }, call, { ...shared, ...item });
+    rans.push(ran instanceof Promise ? await ran : ran);
+  }
+  return rans;
+}
+
+function mustHaveTenant(call: Call): string {
+  const { tenant } = call.principal;
+  if (tenant === undefined)
+    throw new FieldkeepError('forbidden', 'A system principal has no tenant and reads no data.');
+  return tenant;
+}
+
+/** Runs a verb for `call`, whose body is one item or a batch of them. */
+export function performFields<I extends object, R extends Reading>(
+  service: Service,
+  call: Call,
+  action: string,
+  verb: Verb<I, R>,
+): Promise<Result> {
+  return perform(service, call, () => {
+    const { policy } = service;
+    const { state } = service.keyring;
+    let tenant: string;
+    try {
+      tenant = mustHaveTenant(call);
+    } catch (error) {
+      const failure = toFieldkeepError(service, error);
+      const entry = { ...beginEntry(call, action), decision: 'deny', outcome: 'denied', code: failure.code } as const;
+      return { record: { line: formatEntry(entry) }, error: failure };
+    }
+    const work: Work = { service, policy, state, tenant, requestId: call.requestId, item: 0 };
+    const body = call.body as I | BatchBody<I>;
+    const digestKey = findDigestKey(work);
+    if ('items' in body) {
+      const refs = body.items.map((item) => item.ref);
+      return runBatch(verb, work, call, body).then(async (rans) =>
+        batchAttempt(work, call, action, rans, refs, await digestKey),
+      );
+    }
+    const ran = runItem(verb, work, call, body);
+    if (ran instanceof Promise || digestKey instanceof Promise) {
+      return Promise.all([ran, digestKey]).then(([done, key]) => singleAttempt(work, call, action, done, key));
+    }
+    return singleAttempt(work, call, action, ran, digestKey);
+  });
+}

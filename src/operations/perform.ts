@@ -1,0 +1,122 @@
+/**
+ * Every operation runs through here, in this order:
+ *
+ *   1. decide   may this principal do this?            (policy/access.ts, pure)
+ *   2. compute  do the work; writes nothing
+ *   3. commit   its writes and its audit entry, in one transaction, under the epoch it was computed under
+ *   4. release  only now does the caller see the result, and only while it is fresh
+ *
+ * An attempt that is refused or fails leaves its entry in the same way before its error is thrown. When the epoch moved
+ * between 1 and 3 (a key was activated, the policy changed) nothing was stored, and the attempt starts again at 1.
+ */
+import { StaleEpoch, isFresh, type AuditRecord } from '../audit/log.ts';
+import { formatEntry, type Entry } from '../audit/entry.ts';
+import type { Client } from '../db.ts';
+import { FieldkeepError } from '../errors.ts';
+import type { Principal } from '../policy/access.ts';
+import type { Service } from '../service.ts';
+
+/** A request that was authenticated and has the right shape. */
+export interface Call {
+  /** Made by the server, UUIDv7; the same in the answer, the log line and the entry. */
+  readonly requestId: string;
+  readonly principal: Principal;
+  readonly body: unknown;
+  readonly params: Readonly<Record<string, string>>;
+  readonly query: Readonly<Record<string, string | undefined>>;
+  readonly idempotencyKey?: string;
+  /** When the caller stops waiting, on the clock of performance.now(). */
+  readonly deadline: number;
+}
+
+export interface Result {
+  readonly status?: number;
+  readonly body: unknown;
+  readonly location?: string;
+  /** To be asked right before the answer is written: a late answer may carry an envelope of a version that retired. */
+  isFresh(): boolean;
+}
+
+export type Operation = (service: Service, call: Call) => Promise<Result>;
+
+/** What one run of steps 1 and 2 came to: the record to commit, then an answer or an error to release. */
+export interface Attempt {
+  readonly record: AuditRecord;
+  readonly answer?: Omit<Result, 'isFresh'>;
+  readonly error?: FieldkeepError;
+  /** Statements that stand or fall with the entry. */
+  readonly writes?: (tx: Client) => Promise<void>;
+}
+
+const attemptsMax = 10;
+
+/** Steps 3 and 4 around `attempt`, which does 1 and 2 and is called again when the epoch moved. */
+export async function perform(
+  service: Service,
+  call: Call,
+  attempt: (epoch: number) => Attempt | Promise<Attempt>,
+): Promise<Result> {
+  for (let n = 0; n < attemptsMax && performance.now() < call.deadline; n += 1) {
+    const { epoch } = service.keyring.state;
+    const pending = attempt(epoch);
+    const { record, answer, error, writes } = pending instanceof Promise ? await pending : pending;
+    let receipt;
+    try {
+      receipt = await service.audit.append([record], epoch, writes);
+    } catch (failure) {
+      if (!(failure instanceof StaleEpoch)) throw failure;
+      await service.keyring.refresh();
+      continue;
+    }
+    if (error !== undefined) throw error;
+    return { ...answer!, isFresh: () => isFresh(receipt) };
+  }
+  throw new FieldkeepError('deadline_exceeded', 'The request could not be answered in time; nothing was revealed.');
+}
+
+/** The members that every entry has. */
+export function beginEntry(call: Pick<Call, 'requestId' | 'principal'>, action: string): Entry {
+  const { tenant, agent, person } = call.principal;
+  return {
+    v: 1,
+    time: new Date().toISOString(),
+    requestId: call.requestId,
+    action,
+    decision: 'allow',
+    outcome: 'ok',
+    ...(tenant !== undefined && { tenant }),
+    ...(agent !== undefined && { agent }),
+    ...(person !== undefined && { person }),
+  };
+}
+
+/** Any error as the one that the caller is told; what is not ours has no words of its own. */
+export function toFieldkeepError(service: Service, error: unknown): FieldkeepError {
+  if (error instanceof FieldkeepError) return error;
+  service.log.error({ err: error }, 'An operation failed for a reason it does not know.');
+  return new FieldkeepError('internal', 'The request could not be completed.');
+}
+
+/**
+ * The entry of an attempt that never became an operation: not authenticated, or not a request we understand.
+ * Errors: `audit_unavailable`.
+ */
+export async function refuse(
+  service: Service,
+  attempt: { requestId: string; action: string; principal?: Principal; error: FieldkeepError },
+): Promise<void> {
+  const { requestId, action, principal, error } = attempt;
+  const entry = beginEntry({ requestId, principal: principal ?? { system: false } }, action);
+  entry.decision = error.code === 'unauthenticated' || error.code === 'forbidden' ? 'deny' : 'allow';
+  entry.outcome = entry.decision === 'deny' ? 'denied' : 'failed';
+  entry.code = error.code;
+  for (;;) {
+    try {
+      await service.audit.append([{ line: formatEntry(entry) }], service.keyring.state.epoch);
+      return;
+    } catch (failure) {
+      if (!(failure instanceof StaleEpoch)) throw failure;
+      await service.keyring.refresh();
+    }
+  }
+}

@@ -1,0 +1,86 @@
+/**
+ * POST /v1/search-tokens: the tokens under which rows with a value may stand in an index column, one for every key
+ * version whose rows a search must find, newest first. They hold until `expiresAt`: re-encrypting under a new version
+ * begins only after the last answer that lacks the new version's token has expired, so no search misses a row.
+ */
+import { indexToken, normalise } from '../crypto/blind-index.ts';
+import { valueDigest, type DataKey } from '../crypto/data-key.ts';
+import { encodeContext } from '../crypto/context.ts';
+import { FieldkeepError } from '../errors.ts';
+import { findIndexes, listSearchable, type KeyVersion, type VersionIndex } from '../keys/version.ts';
+import { searchTokenTtlMs } from '../rotation/plan.ts';
+import {
+  checkClassOf,
+  checkColumn,
+  getClass,
+  performFields,
+  type Place,
+  type Reading,
+  type Verb,
+  type Work,
+} from './field.ts';
+import type { Operation } from './perform.ts';
+
+interface SearchItem {
+  readonly class: string;
+  readonly value: string;
+  readonly context: Place;
+  readonly index?: string;
+  readonly purpose?: string;
+}
+
+/** The one index that the request means. Errors: `request_invalid` naming what there is. */
+function chooseIndex(names: readonly string[], { index, context }: SearchItem): string {
+  const where = `column ${context.column} of table ${context.table}`;
+  if (index === undefined) {
+    if (names.length === 1) return names[0]!;
+    const detail = names.length === 0 ? `There is no index on ${where}.` : `Name one index of ${where} in index.`;
+    throw new FieldkeepError('request_invalid', detail);
+  }
+  if (names.includes(index)) return index;
+  throw new FieldkeepError('request_invalid', `There is no index of that name on ${where}.`);
+}
+
+/** Retired versions are only read; a tenant's key under the active or the coming version is made when it lacks one. */
+function keyFor(work: Work, version: KeyVersion): DataKey | Promise<DataKey | undefined> {
+  const { keyring } = work.service;
+  const making = version.state === 'active' || version.state === 'pending';
+  return making
+    ? keyring.getOrMake(work.tenant, version.family, version.version)
+    : keyring.get(work.tenant, version.family, version.version);
+}
+
+const verb: Verb<SearchItem, Reading> = {
+  read(item, policy) {
+    checkClassOf(policy, item.context, item.class);
+    return {
+      question: { action: 'search', class: item.class, ...(item.purpose !== undefined && { purpose: item.purpose }) },
+      place: item.context,
+    };
+  },
+  async compute(work, item, { place }, _decision, facts) {
+    getClass(work.policy, item.class);
+    checkColumn(work.policy, place);
+    const expiresAt = new Date(Date.now() + searchTokenTtlMs).toISOString();
+    const versions = listSearchable(work.state, item.class);
+    const indexesOf = (version: KeyVersion) => findIndexes(version, place.table, place.column);
+    const name = chooseIndex([...new Set(versions.flatMap(indexesOf).map((each) => each.name))], item);
+    const tokens: string[] = [];
+    for (const version of versions) {
+      const index: VersionIndex | undefined = indexesOf(version).find((each) => each.name === name);
+      const key = index === undefined ? undefined : await keyFor(work, version);
+      if (index === undefined || key === undefined) continue;
+      const normalised = normalise(version.normalise, item.value);
+      const place_ = { tenant: work.tenant, table: index.table, column: index.column, index: name, bits: index.bits };
+      const token = indexToken(key, version.version, place_, normalised);
+      if (token !== undefined) tokens.push(token);
+      if (version.state !== 'active') continue;
+      const ctx = encodeContext(version.family, version.version, { ...place, tenant: work.tenant, row: '' });
+      facts.input = valueDigest(key, work.requestId, work.item, ctx, item.value);
+      facts.keyVersion = version.version;
+    }
+    return { tokens, expiresAt };
+  },
+};
+
+export const searchTokens: Operation = (service, call) => performFields(service, call, 'search', verb);
