@@ -1,0 +1,161 @@
+/** What the commands share: finding the running service, calling it as a principal of the policy, and telling errors. */
+import { readFileSync } from 'node:fs';
+import { Agent, request } from 'node:https';
+import { join, resolve } from 'node:path';
+import { openIssuer } from '../src/embedded/issuer.ts';
+import { StartupError } from '../src/errors.ts';
+
+export interface RunningService {
+  readonly home: string;
+  readonly pid: number;
+  readonly url: string;
+  readonly metricsUrl: string;
+  /** The owner's URL, with embedded Postgres only. */
+  readonly databaseUrl?: string;
+}
+
+export const home = resolve(process.env.FIELDKEEP_HOME || '.fieldkeep');
+
+function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return error instanceof Error && 'code' in error && error.code === 'EPERM';
+  }
+}
+
+export function findService(): RunningService | undefined {
+  let text: string;
+  try {
+    text = readFileSync(join(home, 'runtime.json'), 'utf8');
+  } catch {
+    return undefined;
+  }
+  const runtime = JSON.parse(text) as Omit<RunningService, 'home'>;
+  return isAlive(runtime.pid) ? { ...runtime, home } : undefined;
+}
+
+export function getService(): RunningService {
+  const found = findService();
+  if (found !== undefined) return found;
+  throw new StartupError(`No service is running with its state in ${home}. Start one with: npm start`);
+}
+
+/** Who calls: an agent with its tenant, or a system principal without. */
+export interface Caller {
+  readonly name: string;
+  readonly tenant?: string;
+}
+
+export interface Answer {
+  readonly status: number;
+  readonly body: Record<string, unknown>;
+}
+
+export interface Api {
+  call(caller: Caller, method: 'GET' | 'POST', path: string, body?: unknown): Promise<Answer>;
+  close(): void;
+}
+
+const tokenTtlSeconds = 900;
+
+/** A client of the service's API with tokens of the local issuer, renewed before they expire. */
+export async function openApi(service: RunningService): Promise<Api> {
+  const issuer = await openIssuer(service.home);
+  const agent = new Agent({ keepAlive: true, maxSockets: 16, ca: readFileSync(join(service.home, 'tls', 'ca.pem')) });
+  const tokens = new Map<string, { token: string; renewAt: number }>();
+
+  async function tokenFor({ name, tenant }: Caller): Promise<string> {
+    const known = tokens.get(`${name} ${tenant ?? ''}`);
+    if (known !== undefined && Date.now() < known.renewAt) return known.token;
+    const token = await issuer.issueToken({
+      audience: 'fieldkeep',
+      subject: name,
+      ttlSeconds: tokenTtlSeconds,
+      ...(tenant !== undefined && { tenant }),
+    });
+    tokens.set(`${name} ${tenant ?? ''}`, { token, renewAt: Date.now() + (tokenTtlSeconds * 1000) / 2 });
+    return token;
+  }
+
+  return {
+    async call(caller, method, path, body) {
+      const token = await tokenFor(caller);
+      const text = body === undefined ? undefined : JSON.stringify(body);
+      return await send(new URL(path, service.url), agent, method, token, text);
+    },
+    close: () => agent.destroy(),
+  };
+}
+
+function send(url: URL, agent: Agent, method: string, token: string, text: string | undefined): Promise<Answer> {
+  const headers = {
+    authorization: `Bearer ${token}`,
+    ...(text !== undefined && { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) }),
+  };
+  return new Promise((resolve, reject) => {
+    const outgoing = request(url, { method, agent, headers, timeout: 60_000 }, (incoming) => {
+      const chunks: Buffer[] = [];
+      incoming.on('data', (chunk: Buffer) => chunks.push(chunk));
+      incoming.on('error', reject);
+      incoming.on('end', () => {
+        const body = JSON.parse(Buffer.concat(chunks).toString('utf8')) as Record<string, unknown>;
+        resolve({ status: incoming.statusCode ?? 0, body });
+      });
+    });
+    outgoing.on('timeout', () => outgoing.destroy(new Error('The service did not answer within a minute.')));
+    outgoing.on('error', reject);
+    outgoing.end(text);
+  });
+}
+
+/** The answer's body; a problem becomes an error that says what the service said. */
+export function mustBeOk({ status, body }: Answer): Record<string, unknown> {
+  if (status >= 200 && status < 300) return body;
+  throw new StartupError(`The service answered ${status} ${String(body.code)}: ${String(body.detail)}`);
+}
+
+/** Runs a command: its errors become one sentence on stderr and exit code 1. */
+export async function run(main: () => Promise<void>): Promise<void> {
+  try {
+    await main();
+  } catch (error) {
+    if (!(error instanceof StartupError) && !(error instanceof TypeError && 'code' in error)) throw error;
+    process.stderr.write(`${error.message}\n`);
+    process.exitCode = 1;
+  }
+}
+
+const barWidth = 28;
+
+/** One line of progress, rewritten in place on a terminal; `done` and `total` are rows. */
+export function progressLine(what: string, done: number, total: number, rest: string): string {
+  const share = total === 0 ? 1 : Math.min(1, done / total);
+  const filled = Math.round(share * barWidth);
+  const percent = `${Math.floor(share * 100)}%`.padStart(4);
+  return `${what} ${'█'.repeat(filled)}${'░'.repeat(barWidth - filled)} ${percent}  ${rest}`;
+}
+
+/** Writes progress: in place on a terminal, at most one line every two seconds elsewhere. */
+export function openProgress(): { show: (line: string) => void; end: (line: string) => void } {
+  const tty = process.stdout.isTTY;
+  let printedAt = 0;
+  return {
+    show(line) {
+      if (tty) process.stdout.write(`\r\x1b[K${line}`);
+      else if (Date.now() - printedAt >= 2_000) {
+        printedAt = Date.now();
+        process.stdout.write(`${line}\n`);
+      }
+    },
+    end(line) {
+      process.stdout.write(tty ? `\r\x1b[K${line}\n` : `${line}\n`);
+    },
+  };
+}
+
+export function formatSeconds(seconds: number): string {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+}

@@ -1,0 +1,9 @@
+/** RFC 8785 (JSON Canonicalization Scheme): one text for one value, so that it can be hashed and signed. */
+import canonicalize from 'canonicalize';
+
+/** Errors: TypeError for what has no JSON form (undefined, a lone surrogate, NaN): a mistake in our code, not in input. */
+export function canonicalJson(value: unknown): string {
+  const text = canonicalize(value);
+  if (text === undefined) throw new TypeError('The value has no canonical JSON form.');
+  return text;
+}
