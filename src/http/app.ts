@@ -1,0 +1,179 @@
+/**
+ * The HTTP API as an Express app: from a request to an operation's call, and from its result to an answer.
+ *
+ *     route → authenticate (401) → body (413, 415, 400) → operation (403, 404, …) → still fresh? → answer
+ *
+ * A request that is refused on the way leaves its audit entry before it is answered; the operation does that for the
+ * rest. Nothing is read of a body before it is known who sent it. Express routes and no more: answers are written by
+ * exchange.ts, with the same headers for every one, and Express's own error page is never reached.
+ */
+import express, { type Express, type NextFunction, type Request, type RequestHandler, type Response } from 'express';
+import { FieldkeepError } from '../errors.ts';
+import type { Call, Result } from '../operations/perform.ts';
+import type { Principal } from '../policy/access.ts';
+import type { Authenticate } from './authenticate.ts';
+import { checkBodyHeaders, parseJson, readBody, refuseBody, RequestAborted } from './body.ts';
+import { Exchange, type Edge } from './exchange.ts';
+import { describeApi } from './openapi.ts';
+import { routes, type OperationName, type Route } from './routes.ts';
+import { checkBody, checkParams, checkQuery } from './schemas.ts';
+
+export interface Refusal {
+  readonly requestId: string;
+  readonly action: string;
+  /** Absent when nobody was authenticated. */
+  readonly principal?: Principal;
+  readonly error: FieldkeepError;
+}
+
+/** What is behind the HTTP edge. */
+export interface Backend {
+  readonly operations: Readonly<Record<OperationName, (call: Call) => Promise<Result> | Result>>;
+  readonly authenticate: Authenticate;
+  /** Writes the audit entry of an attempt that never became an operation. Errors: `audit_unavailable`. */
+  refuse(refusal: Refusal): Promise<void>;
+  /** Why the service cannot take work now; empty when it can. */
+  obstacles(): Promise<readonly string[]> | readonly string[];
+}
+
+const jsonMediaType = 'application/json';
+
+export function createApp(edge: Edge, backend: Backend): Express {
+  const app = express();
+  app.disable('x-powered-by').disable('etag').set('query parser', false);
+  app.enable('strict routing').enable('case sensitive routing');
+  for (const path of new Set(routes.map((route) => route.path))) {
+    const chain = app.route(path);
+    const here = routes.filter((route) => route.path === path);
+    for (const route of here) chain[route.method](handle(edge, backend, route));
+    chain.all(
+      refuseMethod(
+        edge,
+        path,
+        here.map(({ method }) => method),
+      ),
+    );
+  }
+  addOpenRoutes(app, edge, backend);
+  app.use((req, res) => {
+    new Exchange(edge, req, res, 'none').fail(new FieldkeepError('not_found', 'There is nothing at this path.'));
+  });
+  // Express asks for four parameters. Only what Express itself throws comes here: a path that cannot be decoded.
+  app.use((error: unknown, req: Request, res: Response, _next: NextFunction) => {
+    const bad = error instanceof URIError || (error as { status?: unknown } | null)?.status === 400;
+    const problem = bad ? new FieldkeepError('request_invalid', 'The path cannot be decoded.') : error;
+    new Exchange(edge, req, res, 'none').fail(problem);
+  });
+  return app;
+}
+
+/** The calls without credentials: they say nothing about keys, data or principals. */
+function addOpenRoutes(app: Express, edge: Edge, backend: Backend): void {
+  const api = JSON.stringify(describeApi());
+  const open = (path: string, answer: (exchange: Exchange) => void | Promise<void>) => {
+    const run = async (exchange: Exchange) => {
+      try {
+        await answer(exchange);
+      } catch (error) {
+        exchange.fail(error);
+      }
+    };
+    app
+      .route(path)
+      .get((req, res) => run(new Exchange(edge, req, res, path)))
+      .all(refuseMethod(edge, path, ['get']));
+  };
+  open('/livez', (exchange) => exchange.send(200, jsonMediaType, '{"status":"ok"}'));
+  open('/readyz', async (exchange) => {
+    const reasons = await backend.obstacles();
+    const ready = reasons.length === 0;
+    const retry = ready ? [] : ['Retry-After', '1'];
+    exchange.send(ready ? 200 : 503, jsonMediaType, JSON.stringify({ ready, reasons }), retry);
+  });
+  open('/openapi.json', (exchange) => exchange.send(200, jsonMediaType, api));
+}
+
+function refuseMethod(edge: Edge, path: string, methods: readonly string[]): RequestHandler {
+  const allow = methods.flatMap((method) => (method === 'get' ? ['GET', 'HEAD'] : [method.toUpperCase()])).join(', ');
+  return (req, res) => {
+    const problem = new FieldkeepError('method_not_allowed', `This path takes ${allow}.`);
+    new Exchange(edge, req, res, path).fail(problem, ['Allow', allow]);
+  };
+}
+
+function handle(edge: Edge, backend: Backend, route: Route): RequestHandler {
+  const operate = backend.operations[route.operation];
+  return async (req, res) => {
+    const exchange = new Exchange(edge, req, res, route.path);
+    let call: Call;
+    try {
+      call = await admit(backend, route, exchange, req);
+    } catch (error) {
+      return refuse(backend, route, exchange, error);
+    }
+    try {
+      const result = await operate(call);
+      release(exchange, result);
+    } catch (error) {
+      exchange.fail(error);
+    }
+  };
+}
+
+/** Everything before the operation. Errors: 401, 403 for a principal that the policy does not know, 413, 415, 400. */
+async function admit(backend: Backend, route: Route, exchange: Exchange, req: Request): Promise<Call> {
+  const pending = backend.authenticate(req);
+  const { principal, known } = pending instanceof Promise ? await pending : pending;
+  exchange.principal = principal;
+  if (route.body !== undefined) checkBodyHeaders(req);
+  else refuseBody(req);
+  const body = route.body && checkBody(route.body, parseJson(await readBody(req, exchange)));
+  const query = checkQuery(route.query, req.url);
+  const params = checkParams(req.params as Record<string, string>);
+  const idempotencyKey = readIdempotencyKey(req);
+  if (!known) throw new FieldkeepError('forbidden', 'The policy does not know this principal.');
+  return {
+    requestId: exchange.requestId,
+    principal,
+    body,
+    params,
+    query,
+    deadline: exchange.deadline,
+    ...(idempotencyKey !== undefined && { idempotencyKey }),
+  };
+}
+
+function readIdempotencyKey(req: Request): string | undefined {
+  const key = req.headers['idempotency-key'];
+  if (key === undefined) return undefined;
+  if (typeof key === 'string' && /^[\x21-\x7e]{1,128}$/.test(key)) return key;
+  throw new FieldkeepError('request_invalid', 'Idempotency-Key: 1 to 128 visible ASCII characters.');
+}
+
+/** Answers a request that became no call, once its entry is durable; without the entry it is a 503. */
+async function refuse(backend: Backend, route: Route, exchange: Exchange, error: unknown): Promise<void> {
+  if (error instanceof RequestAborted) return exchange.abandon();
+  const internal = new FieldkeepError('internal', 'The request could not be read.');
+  const { requestId, principal } = exchange;
+  try {
+    await backend.refuse({
+      requestId,
+      action: route.action,
+      error: error instanceof FieldkeepError ? error : internal,
+      ...(principal !== undefined && { principal }),
+    });
+    exchange.fail(error);
+  } catch (failure) {
+    exchange.fail(failure);
+  }
+}
+
+function release(exchange: Exchange, result: Result): void {
+  const text = JSON.stringify(result.body);
+  const headers = result.location === undefined ? [] : ['Location', result.location];
+  // Nothing may come between this question and the writing: a stale answer may name a version that has retired.
+  if (!result.isFresh()) {
+    throw new FieldkeepError('audit_unavailable', 'The answer was held up for too long and was dropped. Ask again.');
+  }
+  exchange.send(result.status ?? 200, jsonMediaType, text, headers);
+}

@@ -1,0 +1,261 @@
+/**
+ * Who is asking: a bearer token (JWT) from an issuer of the policy becomes an identity.
+ *
+ *     header   one Authorization header, scheme Bearer
+ *     issuer   the token's `iss` picks it; its algorithms are pinned there and always asymmetric
+ *     verify   signature, typ, aud, iss, exp, nbf                       (jose)
+ *     resolve  claims → principal of the policy                         (policy/access.ts)
+ *
+ * A verified token is remembered by its SHA-256, never by itself, until it expires, at most `rememberMsMax` (so that a
+ * signing key taken out of a JWKS stops working) and only under the policy it was resolved with.
+ *
+ * Whatever is wrong with a token is 401. That an issuer's signing keys cannot be had is not the token's fault, and the
+ * agent must not throw it away: 503 `keys_not_ready`. A good token whose principal the policy does not know is
+ * `known: false`; the app answers 403.
+ */
+import { hash } from 'node:crypto';
+import { readFile, stat } from 'node:fs/promises';
+import type { IncomingMessage } from 'node:http';
+import * as jose from 'jose';
+import { FieldkeepError } from '../errors.ts';
+import { resolvePrincipal, type Principal } from '../policy/access.ts';
+import type { Issuer, Policy } from '../policy/policy.ts';
+
+export interface Identity {
+  /** As the policy has it; when it is not known there, as the verified token names it. */
+  readonly principal: Principal;
+  readonly known: boolean;
+}
+
+export type Authenticate = (req: IncomingMessage) => Identity | Promise<Identity>;
+
+export interface AuthenticatorOptions {
+  /** The policy in force; another object means another policy. */
+  readonly policy: () => Policy;
+  /** Public keys of the local issuer, when there is one. */
+  readonly localKeys?: jose.JSONWebKeySet;
+  /** Stands in for `fetch` where a JWKS is read from an address; for tests. */
+  readonly fetch?: jose.FetchImplementation;
+}
+
+/** The `iss` of tokens that the local issuer makes. */
+export const localIss = 'fieldkeep-local';
+
+const tokenCharsMax = 8_192;
+const rememberedMax = 10_000;
+const rememberMsMax = 5 * 60_000;
+const clockToleranceSeconds = 5;
+const types: ReadonlySet<string | undefined> = new Set(['at+jwt', 'jwt', undefined]);
+const asymmetric = [
+  'EdDSA',
+  'Ed25519',
+  'ES256',
+  'ES384',
+  'ES512',
+  'PS256',
+  'PS384',
+  'PS512',
+  'RS256',
+  'RS384',
+  'RS512',
+];
+
+interface Remembered {
+  readonly identity: Identity;
+  readonly untilMs: number;
+}
+
+/** All that holds under one policy; replaced as a whole with it. */
+interface Scene {
+  readonly policy: Policy;
+  readonly issuers: ReadonlyMap<string, Known>;
+  readonly remembered: Map<string, Remembered>;
+  /** Verifications under way: a burst with one new token verifies it once. */
+  readonly underWay: Map<string, Promise<Identity>>;
+}
+
+interface Known {
+  readonly name: string;
+  readonly issuer: Issuer;
+  readonly keys: jose.JWTVerifyGetKey;
+}
+
+export function createAuthenticator(options: AuthenticatorOptions): Authenticate {
+  let scene: Scene | undefined;
+  return (req) => {
+    const token = readBearerToken(req);
+    const policy = options.policy();
+    if (scene?.policy !== policy) scene = openScene(policy, options);
+    const { remembered, underWay } = scene;
+    const digest = hash('sha256', token, 'base64');
+    const found = remembered.get(digest);
+    if (found !== undefined) {
+      if (Date.now() < found.untilMs) return found.identity;
+      remembered.delete(digest);
+    }
+    let verification = underWay.get(digest);
+    if (verification === undefined) {
+      verification = verify(scene, token, digest).finally(() => underWay.delete(digest));
+      underWay.set(digest, verification);
+    }
+    return verification;
+  };
+}
+
+function unauthenticated(detail: string): FieldkeepError {
+  return new FieldkeepError('unauthenticated', detail);
+}
+
+/** Node joins or drops repeated headers; `rawHeaders` has what was really sent. */
+function readBearerToken(req: IncomingMessage): string {
+  const { rawHeaders } = req;
+  let header: string | undefined;
+  for (let i = 0; i < rawHeaders.length; i += 2) {
+    const name = rawHeaders[i]!;
+    if (name.length !== 13 || name.toLowerCase() !== 'authorization') continue;
+    if (header !== undefined) throw unauthenticated('There is more than one Authorization header.');
+    header = rawHeaders[i + 1]!;
+  }
+  if (header === undefined) throw unauthenticated('There is no Authorization header.');
+  if (header.length > tokenCharsMax) throw unauthenticated(`A token has at most ${tokenCharsMax} characters.`);
+  const token = /^Bearer +([\w.~+/-]+=*)$/i.exec(header)?.[1];
+  if (token === undefined) throw unauthenticated('The Authorization header is not "Bearer" and a token.');
+  return token;
+}
+
+async function verify(scene: Scene, token: string, digest: string): Promise<Identity> {
+  const known = scene.issuers.get(readIss(token));
+  if (known === undefined) throw unauthenticated('The token is of no issuer that the policy knows.');
+  const payload = await verifySignedClaims(known, token);
+  const identity = resolve(scene.policy, known, payload);
+  if (scene.remembered.size >= rememberedMax) {
+    for (const oldest of scene.remembered.keys()) {
+      scene.remembered.delete(oldest);
+      break;
+    }
+  }
+  scene.remembered.set(digest, { identity, untilMs: Math.min(payload.exp! * 1000, Date.now() + rememberMsMax) });
+  return identity;
+}
+
+/** Who the token says it is from: only picks the keys that then have to prove it. */
+function readIss(token: string): string {
+  try {
+    return jose.decodeJwt(token).iss ?? '';
+  } catch {
+    throw unauthenticated('The token is not a JWT.');
+  }
+}
+
+async function verifySignedClaims(known: Known, token: string): Promise<jose.JWTPayload> {
+  const { issuer } = known;
+  try {
+    const { payload, protectedHeader } = await jose.jwtVerify(token, known.keys, {
+      algorithms: [...algorithmsOf(issuer)],
+      issuer: issOf(issuer),
+      audience: issuer.aud,
+      clockTolerance: clockToleranceSeconds,
+      requiredClaims: ['exp'],
+    });
+    const typ = protectedHeader.typ?.toLowerCase().replace(/^application\//, '');
+    if (!types.has(typ)) throw unauthenticated('The token is of another type.');
+    return payload;
+  } catch (error) {
+    throw toRefusal(error, known.name);
+  }
+}
+
+/** jose's errors carry claims; only which check failed is told. */
+function toRefusal(error: unknown, issuer: string): FieldkeepError {
+  if (error instanceof FieldkeepError) return error;
+  if (error instanceof jose.errors.JWTExpired) return unauthenticated('The token has expired.');
+  if (error instanceof jose.errors.JWTClaimValidationFailed) {
+    return unauthenticated(`The token is not accepted: its claim ${error.claim} does not hold.`);
+  }
+  const generic = error instanceof jose.errors.JOSEError && error.code === 'ERR_JOSE_GENERIC';
+  const keysMissing = error instanceof jose.errors.JWKSTimeout || error instanceof jose.errors.JWKSInvalid || generic;
+  if (error instanceof jose.errors.JOSEError && !keysMissing) return unauthenticated('The token is not valid.');
+  return new FieldkeepError('keys_not_ready', `The signing keys of issuer ${issuer} cannot be had now.`, {
+    retryAfterSeconds: 5,
+  });
+}
+
+/** A name that can stand in an audit entry; anything else in a claim makes the token useless here. */
+function readName(payload: jose.JWTPayload | object, claim: string): string | undefined {
+  const text: unknown = Object.hasOwn(payload, claim) ? (payload as Record<string, unknown>)[claim] : undefined;
+  if (text === undefined) return undefined;
+  if (typeof text === 'string' && text.isWellFormed() && /^[^\p{Cc}]{1,128}$/u.test(text)) return text;
+  throw unauthenticated('A claim of the token is not a plain name.');
+}
+
+/** On behalf of a person, `sub` is the person and the outermost `act.sub` the agent (RFC 8693). */
+function resolve(policy: Policy, { name, issuer }: Known, payload: jose.JWTPayload): Identity {
+  const act: unknown = payload['act'];
+  if (act !== undefined && (typeof act !== 'object' || act === null))
+    throw unauthenticated('The claim act is no object.');
+  const person = act === undefined ? undefined : readName(payload, 'sub');
+  const agent = act === undefined ? readName(payload, issuer.agentClaim) : readName(act!, 'sub');
+  if (agent === undefined || (act !== undefined && person === undefined)) {
+    throw unauthenticated('The token names nobody.');
+  }
+  const tenant = issuer.tenantClaim === undefined ? undefined : readName(payload, issuer.tenantClaim);
+  const claimed = {
+    agent,
+    ...(person !== undefined && { person }),
+    ...(tenant !== undefined && { tenant }),
+  };
+  const scopes = readScopes(payload['scope']);
+  const principal = resolvePrincipal(policy, { issuer: name, ...claimed, ...(scopes !== undefined && { scopes }) });
+  if (principal === undefined) return { principal: { ...claimed, system: false }, known: false };
+  return { principal, known: true };
+}
+
+/** No claim: the token does not narrow the grants. An empty one: it allows nothing. */
+function readScopes(scope: unknown): string[] | undefined {
+  if (scope === undefined) return undefined;
+  if (typeof scope !== 'string') throw unauthenticated('The claim scope is not text.');
+  return scope.split(' ').filter((each) => each !== '');
+}
+
+// ── issuers ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+function openScene(policy: Policy, options: AuthenticatorOptions): Scene {
+  const issuers = new Map<string, Known>();
+  for (const [name, issuer] of policy.issuers) {
+    issuers.set(issOf(issuer), { name, issuer, keys: openKeys(issuer, options) });
+  }
+  return { policy, issuers, remembered: new Map(), underWay: new Map() };
+}
+
+function issOf(issuer: Issuer): string {
+  return issuer.local ? localIss : issuer.iss;
+}
+
+function algorithmsOf(issuer: Issuer): readonly string[] {
+  if (issuer.local) return ['EdDSA', 'Ed25519', 'ES256'];
+  return issuer.algorithms.filter((algorithm) => asymmetric.includes(algorithm));
+}
+
+function openKeys(issuer: Issuer, options: AuthenticatorOptions): jose.JWTVerifyGetKey {
+  if (issuer.local) return jose.createLocalJWKSet(options.localKeys ?? { keys: [] });
+  if (issuer.jwksFile !== undefined) return openKeyFile(issuer.jwksFile);
+  return jose.createRemoteJWKSet(new URL(issuer.jwksUrl!), {
+    timeoutDuration: 3_000,
+    cooldownDuration: 30_000,
+    cacheMaxAge: 10 * 60_000,
+    ...(options.fetch !== undefined && { [jose.customFetch]: options.fetch }),
+  });
+}
+
+/** A JWKS file, read again when it changed. A file that cannot be read is keys that cannot be had, not a bad token. */
+function openKeyFile(path: string): jose.JWTVerifyGetKey {
+  let current: { readonly keys: jose.LocalJWKSet; readonly changedMs: number } | undefined;
+  return async (header, token) => {
+    const { mtimeMs } = await stat(path);
+    if (current?.changedMs !== mtimeMs) {
+      const set = JSON.parse(await readFile(path, 'utf8')) as jose.JSONWebKeySet;
+      current = { keys: jose.createLocalJWKSet(set), changedMs: mtimeMs };
+    }
+    return current.keys(header, token);
+  };
+}

@@ -1,0 +1,83 @@
+/** The description of the API (OpenAPI 3.1), made from the route table and the schemas that validate. */
+import { z } from 'zod';
+import { statuses } from './problem.ts';
+import { routes, type Route } from './routes.ts';
+import { problemAnswer } from './schemas.ts';
+
+type Json = Readonly<Record<string, unknown>>;
+
+/** `$schema` says the same for every one: OpenAPI 3.1 is JSON Schema 2020-12. */
+function jsonSchema(schema: z.ZodType): Json {
+  const { $schema: _, ...rest } = z.toJSONSchema(schema, { io: 'input' });
+  return rest;
+}
+
+function parameters(route: Route): Json[] {
+  const inPath = Array.from(route.path.matchAll(/:(\w+)/g), ([, name]) => ({
+    name,
+    in: 'path',
+    required: true,
+    schema: { type: 'string', minLength: 1, maxLength: 64 },
+  }));
+  const inQuery = Object.entries(route.query.shape).map(([name, schema]) => ({
+    name,
+    in: 'query',
+    required: false,
+    schema: jsonSchema(schema as z.ZodType),
+  }));
+  return [...inPath, ...inQuery];
+}
+
+function requestBody(route: Route): Json | undefined {
+  if (route.body === undefined) return undefined;
+  const forms = [route.body.one, ...(route.body.batch ? [route.body.batch] : [])].map(jsonSchema);
+  return {
+    required: true,
+    content: { 'application/json': { schema: forms.length === 1 ? forms[0] : { anyOf: forms } } },
+  };
+}
+
+function describeRoute(route: Route): Json {
+  const body = requestBody(route);
+  const status = route.operation === 'rotate' ? '202' : '200';
+  return {
+    operationId: route.operation,
+    parameters: parameters(route),
+    ...(body && { requestBody: body }),
+    responses: {
+      [status]: { description: 'Done.', content: { 'application/json': { schema: jsonSchema(route.answer) } } },
+      default: { $ref: '#/components/responses/Problem' },
+    },
+  };
+}
+
+export function describeApi(): Json {
+  const paths: Record<string, Record<string, Json>> = {};
+  for (const route of routes) {
+    const path = route.path.replaceAll(/:(\w+)/g, '{$1}');
+    (paths[path] ??= {})[route.method] = describeRoute(route);
+  }
+  const codes = Object.entries(statuses).map(([code, status]) => `${code} ${status}`);
+  return {
+    openapi: '3.1.0',
+    info: {
+      title: 'Fieldkeep',
+      version: '1',
+      license: { name: 'Apache-2.0', identifier: 'Apache-2.0' },
+      description: 'Field-level encryption and key rotation.',
+    },
+    jsonSchemaDialect: 'https://json-schema.org/draft/2020-12/schema',
+    security: [{ bearer: [] }],
+    paths,
+    components: {
+      securitySchemes: { bearer: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' } },
+      responses: {
+        Problem: {
+          description: `A problem (RFC 9457). Codes: ${codes.join(', ')}.`,
+          content: { 'application/problem+json': { schema: { $ref: '#/components/schemas/Problem' } } },
+        },
+      },
+      schemas: { Problem: jsonSchema(problemAnswer) },
+    },
+  };
+}

@@ -1,0 +1,73 @@
+/**
+ * The route table: one line a route. `action` is what the audit log calls an attempt that is refused before it reaches
+ * its operation. The most frequent calls stand first, because Express looks through routes in order.
+ */
+import type { z } from 'zod';
+import * as s from './schemas.ts';
+
+export type OperationName =
+  | 'encrypt'
+  | 'decrypt'
+  | 'reencrypt'
+  | 'match'
+  | 'searchTokens'
+  | 'whoami'
+  | 'listKeys'
+  | 'getKey'
+  | 'rotate'
+  | 'listRotations'
+  | 'getRotation'
+  | 'listFailures'
+  | 'listEntries';
+
+export interface Route {
+  readonly method: 'get' | 'post';
+  readonly path: string;
+  readonly operation: OperationName;
+  readonly action: string;
+  /** What comes in: a body for POST, query parameters for GET. */
+  readonly body?: s.BodySchema;
+  readonly query: z.ZodObject;
+  readonly answer: z.ZodType;
+}
+
+const post = (
+  path: string,
+  operation: OperationName,
+  action: string,
+  body: s.BodySchema,
+  answer: z.ZodType,
+): Route => ({
+  method: 'post',
+  path,
+  operation,
+  action,
+  body,
+  query: s.noQuery,
+  answer,
+});
+const get = (path: string, operation: OperationName, action: string, query: z.ZodObject, answer: z.ZodType): Route => ({
+  method: 'get',
+  path,
+  operation,
+  action,
+  query,
+  answer,
+});
+
+export const routes: readonly Route[] = [
+  post('/v1/decrypt', 'decrypt', 'decrypt', s.decryptBody, s.decryptAnswer),
+  post('/v1/encrypt', 'encrypt', 'encrypt', s.encryptBody, s.encryptAnswer),
+  post('/v1/match', 'match', 'match', s.matchBody, s.matchAnswer),
+  post('/v1/search-tokens', 'searchTokens', 'search', s.searchTokensBody, s.searchTokensAnswer),
+  post('/v1/reencrypt', 'reencrypt', 'reencrypt', s.reencryptBody, s.reencryptAnswer),
+  get('/v1/whoami', 'whoami', 'whoami', s.noQuery, s.whoamiAnswer),
+  get('/v1/keys', 'listKeys', 'keys', s.pageQuery, s.keysAnswer),
+  get('/v1/keys/:family', 'getKey', 'keys', s.noQuery, s.keyAnswer),
+  post('/v1/keys/:family/rotate', 'rotate', 'rotate', s.rotateBody, s.rotationAnswer),
+  get('/v1/rotations', 'listRotations', 'rotations', s.rotationsQuery, s.rotationsAnswer),
+  get('/v1/rotations/:id', 'getRotation', 'rotations', s.noQuery, s.rotationAnswer),
+  get('/v1/rotations/:id/failures', 'listFailures', 'rotations', s.pageQuery, s.failuresAnswer),
+  get('/v1/audit/entries', 'listEntries', 'audit', s.entriesQuery, s.entriesAnswer),
+  // here follow: pause, resume, cancel and waive of a rotation, destroy, approvals, audit export, checkpoint and proofs
+];

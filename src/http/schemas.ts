@@ -1,0 +1,229 @@
+/**
+ * The shapes of every request and answer of API v1. One set of schemas validates what comes in and describes it in
+ * `/openapi.json`, so the two cannot differ.
+ *
+ * Requests are strict: a field that nobody reads is an error, because it was meant to do something. Answers may gain
+ * fields. What needs the policy, a key or the database (does this class exist, is this an envelope, is the text too long
+ * in bytes for its class) is not decided here but by the operation, after the decision.
+ */
+import { z } from 'zod';
+import { FieldkeepError } from '../errors.ts';
+import { checkText, joinPath, showName } from './body.ts';
+
+export const batchItemsMax = 1000;
+
+const className = z.string().min(1).max(64).meta({ description: 'A field class of the policy.', example: 'ssn' });
+/** The limit that counts is 16384 bytes of UTF-8, found when sealing; no text with more characters can keep to it. */
+const value = z.string().max(16_384).meta({ description: 'The text to protect, at most 16384 bytes of UTF-8.' });
+/** Unbounded here (the body is bounded): text that is too long to be an envelope is `envelope_malformed`. */
+const envelope = z.string().meta({ description: 'fe1.<family>.<version>.<base64url>' });
+const view = z.enum(['full', 'last4', 'bucket', 'masked', 'exists']);
+const purpose = z.string().min(1).max(128).meta({ description: 'Why, as the grant may require it.' });
+const ref = z.string().max(128).meta({ description: 'Comes back with the answer to this item.' });
+const part = z.string().max(512);
+const context = z.strictObject({
+  table: part.min(1).meta({ example: 'demo.employees' }),
+  column: part.min(1).meta({ example: 'ssn' }),
+  row: part.meta({ description: 'The key of the row as Postgres spells it.', example: '1' }),
+});
+const columnContext = context.omit({ row: true });
+
+const encryptOne = z.strictObject({ class: className, value, context, purpose: purpose.optional() });
+const decryptOne = z.strictObject({ envelope, context, view: view.optional(), purpose: purpose.optional() });
+const reencryptOne = z.strictObject({ envelope, context, to: context.optional() });
+const matchOne = z.strictObject({ envelope, context, candidate: value, purpose: purpose.optional() });
+
+/** A batch takes the single form's fields in every item; view and purpose beside the items hold where an item has none. */
+function batchOf<T extends z.ZodObject, S extends z.ZodRawShape>(one: T, shared: S) {
+  const items = z
+    .array(one.extend({ ref: ref.optional() }))
+    .min(1)
+    .max(batchItemsMax);
+  return z.strictObject({ items, ...shared });
+}
+
+const sharedPurpose = { purpose: purpose.optional() };
+
+/** `items` in the body makes a request a batch. */
+export interface BodySchema {
+  readonly one: z.ZodType<object>;
+  readonly batch?: z.ZodType<object>;
+}
+
+export const encryptBody: BodySchema = compiled(encryptOne, batchOf(encryptOne, sharedPurpose));
+export const decryptBody: BodySchema = compiled(
+  decryptOne,
+  batchOf(decryptOne, { view: view.optional(), ...sharedPurpose }),
+);
+export const reencryptBody: BodySchema = compiled(reencryptOne, batchOf(reencryptOne, {}));
+export const matchBody: BodySchema = compiled(matchOne, batchOf(matchOne, sharedPurpose));
+export const searchTokensBody: BodySchema = compiled(
+  z.strictObject({ class: className, value, context: columnContext, index: z.string().min(1).max(64).optional() }),
+);
+export const rotateBody: BodySchema = compiled(
+  z.strictObject({
+    reason: z.string().max(500).optional(),
+    compromised: z.boolean().optional(),
+    dryRun: z.boolean().optional(),
+  }),
+);
+
+function compiled(one: z.ZodType<object>, batch?: z.ZodType<object>): BodySchema {
+  return { one: z.compile(one), ...(batch && { batch: z.compile(batch) }) };
+}
+
+// ── path and query parameters: texts, each at most once ────────────────────────────────────────────────────────────
+
+const name = z.string().min(1).max(128);
+const time = z.iso.datetime({ offset: true });
+const page = {
+  limit: z
+    .string()
+    .regex(/^(?:[1-9][0-9]{0,2}|1000)$/)
+    .optional()
+    .meta({ description: '1 to 1000.' }),
+  cursor: z.string().min(1).max(256).optional(),
+};
+
+export const noQuery = z.strictObject({});
+export const pageQuery = z.strictObject(page);
+export const rotationsQuery = z.strictObject({ family: name.optional(), ...page });
+export const entriesQuery = z.strictObject({
+  tenant: name.optional(),
+  agent: name.optional(),
+  person: name.optional(),
+  class: name.optional(),
+  view: view.optional(),
+  action: name.optional(),
+  outcome: z.enum(['ok', 'denied', 'failed', 'partial']).optional(),
+  rowDigest: name.optional(),
+  requestId: name.optional(),
+  from: time.optional().meta({ description: 'Inclusive.' }),
+  to: time.optional().meta({ description: 'Exclusive.' }),
+  ...page,
+});
+
+// ── answers ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+const version = z.int().min(1);
+const indexes = z.record(z.string(), z.string()).meta({ description: 'Index name → token for the index column.' });
+const revealed = z.union([z.string(), z.literal(true)]).meta({ description: '`true` where the view is `exists`.' });
+
+const encrypted = z.object({ envelope, version, masked: z.string(), indexes: indexes.optional() });
+const decrypted = z.object({ class: className, version, view, value: revealed });
+const reencrypted = z.object({ envelope, version, indexes: indexes.optional() });
+const matched = z.object({ match: z.boolean() });
+const itemError = z.object({ ref: ref.optional(), error: z.object({ code: z.string(), detail: z.string() }) });
+
+function oneOrItems<T extends z.ZodObject>(one: T) {
+  return z.union([one, z.object({ items: z.array(z.union([one.extend({ ref: ref.optional() }), itemError])) })]);
+}
+
+function listOf<T extends z.ZodType>(item: T) {
+  return z.object({ items: z.array(item), nextCursor: z.string().optional() });
+}
+
+const keyFamily = z.object({ family: z.string(), versions: z.array(z.object({ version, state: z.string() })) });
+const columnProgress = z.object({
+  table: z.string(),
+  column: z.string(),
+  total: z.int().optional(),
+  done: z.int(),
+  left: z.int().optional(),
+  failed: z.int(),
+});
+const rotation = z.object({
+  id: z.string(),
+  family: z.string(),
+  version,
+  phase: z.string(),
+  columns: z.array(columnProgress),
+});
+
+export const encryptAnswer = oneOrItems(encrypted);
+export const decryptAnswer = oneOrItems(decrypted);
+export const reencryptAnswer = oneOrItems(reencrypted);
+export const matchAnswer = oneOrItems(matched);
+export const searchTokensAnswer = z.object({ tokens: z.array(z.string()), expiresAt: time });
+export const whoamiAnswer = z.object({ tenant: z.string().optional(), grants: z.array(z.string()) });
+export const keyAnswer = keyFamily;
+export const keysAnswer = listOf(keyFamily);
+export const rotationAnswer = rotation;
+export const rotationsAnswer = listOf(rotation);
+export const failuresAnswer = listOf(z.object({ code: z.string() }));
+export const entriesAnswer = listOf(z.object({ index: z.int().min(0) }));
+export const problemAnswer = z.object({
+  type: z.string(),
+  title: z.string(),
+  status: z.int(),
+  detail: z.string(),
+  code: z.string(),
+  requestId: z.string(),
+  missingScope: z.string().optional(),
+  rotationId: z.string().optional(),
+});
+
+// ── checking ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** The body as its schema has it; 400 naming the first places that are wrong and what is expected there. */
+export function checkBody(schema: BodySchema, body: unknown): object {
+  const batch = schema.batch !== undefined && typeof body === 'object' && body !== null && 'items' in body;
+  const parsed = (batch ? schema.batch : schema.one).safeParse(body);
+  if (parsed.success) return parsed.data;
+  throw refuse(parsed.error, '');
+}
+
+const noParameters: Readonly<Record<string, string | undefined>> = Object.freeze({});
+
+/** The query string as its schema has it. Unknown and repeated parameters are refused, as unknown fields are. */
+export function checkQuery(schema: z.ZodObject, url: string): Readonly<Record<string, string | undefined>> {
+  const start = url.indexOf('?');
+  if (start === -1 || start === url.length - 1) return noParameters;
+  const given: Record<string, string> = {};
+  for (const [key, text] of new URLSearchParams(url.slice(start + 1))) {
+    if (!Object.hasOwn(schema.shape, key)) {
+      throw new FieldkeepError('request_invalid', `query: unknown parameter ${showName(key)}.`);
+    }
+    if (Object.hasOwn(given, key)) throw new FieldkeepError('request_invalid', `query.${key}: given more than once.`);
+    checkText(text, `query.${key}`);
+    given[key] = text;
+  }
+  const parsed = schema.safeParse(given);
+  if (parsed.success) return parsed.data as Record<string, string | undefined>;
+  throw refuse(parsed.error, 'query');
+}
+
+/** Path parameters: short text without NUL. Whether they name something is the operation's to say. */
+export function checkParams(params: Readonly<Record<string, string>>): Readonly<Record<string, string>> {
+  for (const [key, text] of Object.entries(params)) {
+    checkText(text, key);
+    if (text.length > 64) throw new FieldkeepError('request_invalid', `${key}: at most 64 characters.`);
+  }
+  return params;
+}
+
+function refuse(error: z.ZodError, root: string): FieldkeepError {
+  const places = error.issues.slice(0, 5).map((issue) => describe(issue, root));
+  return new FieldkeepError('request_invalid', places.join(' '));
+}
+
+/** One sentence for one issue: the path and what is expected. Zod's own messages are not used: no text passes through. */
+function describe(issue: z.core.$ZodIssue, root: string): string {
+  let path = root;
+  for (const key of issue.path) path = typeof key === 'number' ? `${path}[${key}]` : joinPath(path, String(key));
+  const place = path === '' ? 'The body' : path;
+  switch (issue.code) {
+    case 'invalid_type':
+      return `${place}: expected ${issue.expected}.`;
+    case 'unrecognized_keys':
+      return `${place}: unknown field ${issue.keys.map(showName).join(', ')}.`;
+    case 'too_big':
+      return `${place}: at most ${issue.maximum} ${issue.origin === 'array' ? 'items' : 'characters'}.`;
+    case 'too_small':
+      return `${place}: at least ${issue.minimum} ${issue.origin === 'array' ? 'items' : 'characters'}.`;
+    case 'invalid_value':
+      return `${place}: expected one of ${issue.values.map(String).join(', ')}.`;
+    default:
+      return `${place}: not in the expected form.`;
+  }
+}
