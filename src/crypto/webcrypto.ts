@@ -18,7 +18,7 @@ async function hmac(key: Uint8Array, data: Uint8Array): Promise<Buffer> {
 interface Derived {
   readonly commitment: Buffer;
   readonly key: webcrypto.CryptoKey;
-  readonly algorithm: webcrypto.AesGcmParams;
+  readonly algorithm: webcrypto.AeadParams;
 }
 
 async function derive(dataKey: Uint8Array, salt: Uint8Array, ctx: Uint8Array): Promise<Derived> {

@@ -1,0 +1,191 @@
+/**
+ * May this principal do this? Effective right = the agent's grants ∩ the token's scopes ∩ the person's rights, when
+ * there is one. Deny wins, default is deny. A lookup in the compiled table; pure.
+ */
+import { FieldkeepError } from '../errors.ts';
+import { cellKey, unknownClass, viewOnLadder, type CompiledPrincipal } from './compile.ts';
+import type { FieldClass, Policy, View } from './policy.ts';
+import { parseScope, type Action } from './scope.ts';
+
+export type { Action } from './scope.ts';
+
+export interface Principal {
+  /** Names in the policy; a person alone, an agent alone, or an agent on behalf of a person. */
+  readonly agent?: string;
+  readonly person?: string;
+  /** Absent for system principals. */
+  readonly tenant?: string;
+  readonly system: boolean;
+  /** What the token narrows to; absent when it says nothing of scopes. */
+  readonly scopes?: readonly string[];
+}
+
+export interface Question {
+  readonly action: Action;
+  readonly class?: string;
+  readonly view?: View;
+  /** Claimed by the caller. */
+  readonly purpose?: string;
+}
+
+export interface Decision {
+  readonly decision: 'allow' | 'deny';
+  /** The grant or deny that decided; `default` when nothing allows it. */
+  readonly ruleId: string;
+  readonly policyVersion: string;
+  /** How much to reveal; with `decrypt` only. */
+  readonly view?: View;
+  /** The scope that would have allowed it. */
+  readonly missingScope?: string;
+}
+
+/** What one of the three sides allows: a rule and, for decrypt, the highest view. */
+interface Right {
+  readonly ruleId: string;
+  readonly allowed: boolean;
+  readonly view?: View;
+}
+
+const refused = (ruleId: string): Right => ({ ruleId, allowed: false });
+
+/** The place of a view on its class's ladder, 0 for the most. */
+function rank(fieldClass: FieldClass, view: View): number {
+  return fieldClass.views.indexOf(view);
+}
+
+function rightOf(
+  principal: CompiledPrincipal,
+  tenant: string | undefined,
+  question: Question,
+  fieldClass: FieldClass | undefined,
+): Right {
+  const { tenants } = principal;
+  if (tenants !== undefined && (tenant === undefined || !(tenants.has('*') || tenants.has(tenant)))) {
+    return refused(`${principal.name}/tenants`);
+  }
+  const className = question.class === undefined ? undefined : (fieldClass?.name ?? unknownClass);
+  const cell = principal.cells.get(cellKey(question.action, className));
+  if (cell === undefined) return refused('default');
+  if (cell.deny !== undefined) return refused(cell.deny);
+  let best: Right | undefined;
+  for (const { id, view, purposes } of cell.allow) {
+    if (purposes !== undefined && (question.purpose === undefined || !purposes.has(question.purpose))) continue;
+    if (view === undefined || fieldClass === undefined) return { ruleId: id, allowed: true };
+    if (best === undefined || rank(fieldClass, view) < rank(fieldClass, best.view!)) {
+      best = { ruleId: id, allowed: true, view };
+    }
+  }
+  return best ?? refused('default');
+}
+
+/** What the token's own scopes leave. */
+function rightOfScopes(scopes: readonly string[], question: Question, fieldClass: FieldClass | undefined): Right {
+  let best: Right | undefined;
+  for (const text of scopes) {
+    const scope = parseScope(text);
+    if (scope?.action !== question.action) continue;
+    if (question.class !== undefined && scope.class !== '*' && scope.class !== question.class) continue;
+    if (question.action !== 'decrypt' || fieldClass === undefined) return { ruleId: 'token', allowed: true };
+    const view = viewOnLadder(fieldClass, scope.view);
+    if (view === undefined) continue;
+    if (best === undefined || rank(fieldClass, view) < rank(fieldClass, best.view!)) {
+      best = { ruleId: 'token', allowed: true, view };
+    }
+  }
+  return best ?? refused('token');
+}
+
+/** The sides whose rights are intersected, the one that names the rule first. */
+function listRights(policy: Policy, who: Principal, question: Question, fieldClass: FieldClass | undefined): Right[] {
+  const rights: Right[] = [];
+  for (const name of [who.agent, who.person]) {
+    if (name === undefined) continue;
+    const principal = policy.access.principals.get(name);
+    rights.push(principal === undefined ? refused('default') : rightOf(principal, who.tenant, question, fieldClass));
+  }
+  if (rights.length === 0) rights.push(refused('default'));
+  if (who.scopes !== undefined) rights.push(rightOfScopes(who.scopes, question, fieldClass));
+  return rights;
+}
+
+function describeScope({ action, class: className, view }: Question): string {
+  if (className === undefined) return action;
+  return view === undefined ? `${action}:${className}` : `${action}:${className}:${view}`;
+}
+
+function deny(policy: Policy, question: Question, ruleId: string): Decision {
+  return { decision: 'deny', ruleId, policyVersion: policy.version, missingScope: describeScope(question) };
+}
+
+/** The highest view that every side allows, as a place on the ladder. */
+function lowestRank(fieldClass: FieldClass, rights: readonly Right[]): number {
+  return Math.max(...rights.map((right) => (right.view === undefined ? 0 : rank(fieldClass, right.view))));
+}
+
+/**
+ * Decides. Errors: `request_invalid` for a view that is not on the class's ladder. For a class that does not exist the
+ * answer is allow only where a grant for every class allows it; the caller then says that the class is unknown.
+ */
+export function decide(policy: Policy, who: Principal, question: Question): Decision {
+  const fieldClass = question.class === undefined ? undefined : policy.classes.get(question.class);
+  const { view } = question;
+  if (view !== undefined && fieldClass !== undefined && !fieldClass.views.includes(view)) {
+    throw new FieldkeepError('request_invalid', `Class ${fieldClass.name} has no view ${view}.`);
+  }
+  const rights = listRights(policy, who, question, fieldClass);
+  const refusal = rights.find((right) => !right.allowed);
+  if (refusal !== undefined) return deny(policy, question, refusal.ruleId);
+  const allow: Decision = { decision: 'allow', ruleId: rights[0]!.ruleId, policyVersion: policy.version };
+  if (question.action !== 'decrypt' || fieldClass === undefined) return allow;
+  const highest = lowestRank(fieldClass, rights);
+  if (view !== undefined) {
+    if (rank(fieldClass, view) < highest) return deny(policy, question, rights[0]!.ruleId);
+    return { ...allow, view };
+  }
+  const usual = Math.max(highest, rank(fieldClass, fieldClass.defaultView));
+  return { ...allow, view: fieldClass.views[usual]! };
+}
+
+/** What the principal's own entries grant, as written, after narrowing by the token: for people to read. */
+export function effectiveGrants(policy: Policy, who: Principal): string[] {
+  const lines = [who.agent, who.person].flatMap((name) => {
+    const grants = name === undefined ? undefined : policy.access.principals.get(name)?.grants;
+    return grants === undefined ? [] : [grants];
+  });
+  if (who.scopes !== undefined) lines.push(who.scopes);
+  if (lines.length === 1) return [...lines[0]!];
+  return lines.map((grants, i) => `${i === 0 ? '' : 'and only: '}${grants.join(', ')}`);
+}
+
+/** A verified token's words. */
+export interface Claims {
+  /** The issuer's name in the policy. */
+  readonly issuer: string;
+  /** Who sends it: the subject, or the actor where it acts on behalf of one. May name a person of the policy too. */
+  readonly agent: string;
+  /** On whose behalf. */
+  readonly person?: string;
+  readonly tenant?: string;
+  readonly scopes?: readonly string[];
+}
+
+/** The principal that the claims name, or undefined when the policy does not know one of them. */
+export function resolvePrincipal(policy: Policy, claims: Claims): Principal | undefined {
+  const find = (value: string) => {
+    const name = policy.access.identities.get(JSON.stringify([claims.issuer, value]));
+    return name === undefined ? undefined : policy.access.principals.get(name);
+  };
+  const sender = find(claims.agent);
+  const behalf = claims.person === undefined ? undefined : find(claims.person);
+  if (sender === undefined) return undefined;
+  if (claims.person !== undefined && (behalf?.kind !== 'person' || sender.kind !== 'agent')) return undefined;
+  const person = behalf ?? (sender.kind === 'person' ? sender : undefined);
+  const { tenant, scopes } = claims;
+  return {
+    system: sender.system,
+    ...(sender.kind === 'agent' && { agent: sender.name }),
+    ...(person !== undefined && { person: person.name }),
+    ...(!sender.system && tenant !== undefined && { tenant }),
+    ...(scopes !== undefined && { scopes }),
+  };
+}

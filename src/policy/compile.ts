@@ -1,0 +1,128 @@
+/**
+ * The policy's grants and denies as a table: (principal, action, class) → the rules that allow it, or the one that denies
+ * it. Deciding is then a lookup. Grants for `*` stand for classes that exist and, under the class '*', for those that do
+ * not: who may encrypt everything learns that a class is unknown, others learn that they may not. Pure.
+ */
+import type { FieldClass, View } from './policy.ts';
+import type { GrantEntry, PolicyFile, PrincipalEntry } from './schema.ts';
+import { fieldActions, parseScope, plainActions, type Scope } from './scope.ts';
+
+export interface Rule {
+  /** `invoice-agent/grants/1`, as the audit log names it. */
+  readonly id: string;
+  /** The highest view of a decrypt grant on this class's ladder. */
+  readonly view?: View;
+  readonly purposes?: ReadonlySet<string>;
+}
+
+export interface Cell {
+  readonly deny?: string;
+  readonly allow: readonly Rule[];
+}
+
+export interface CompiledPrincipal {
+  readonly name: string;
+  readonly kind: 'agent' | 'person';
+  readonly system: boolean;
+  /** Undefined for system principals; '*' is in it where any tenant will do. */
+  readonly tenants?: ReadonlySet<string>;
+  /** By `action:class`, or the action alone for audit, approve and policy. */
+  readonly cells: ReadonlyMap<string, Cell>;
+  /** As written, for whoami. */
+  readonly grants: readonly string[];
+}
+
+export interface AccessTable {
+  readonly principals: ReadonlyMap<string, CompiledPrincipal>;
+  /** JSON of [issuer's name in the policy, value of its claim] → principal. */
+  readonly identities: ReadonlyMap<string, string>;
+}
+
+/** The class that stands for all that do not exist. */
+export const unknownClass = '*';
+
+export function cellKey(action: string, className: string | undefined): string {
+  return className === undefined ? action : `${action}:${className}`;
+}
+
+/** A grant without a view goes as far as the class's default view; one whose view the class lacks, to the next below. */
+export function viewOnLadder(fieldClass: FieldClass | undefined, view: View | undefined): View | undefined {
+  if (fieldClass === undefined) return view;
+  if (view === undefined) return fieldClass.defaultView;
+  if (fieldClass.views.includes(view)) return view;
+  const order: readonly View[] = ['full', 'last4', 'bucket', 'masked', 'exists'];
+  return fieldClass.views.find((each) => order.indexOf(each) > order.indexOf(view));
+}
+
+function covers(scope: Scope, action: string, className: string | undefined): boolean {
+  if (scope.action !== '*' && scope.action !== action) return false;
+  if (className === undefined) return scope.class === undefined;
+  return scope.class === '*' || scope.class === className;
+}
+
+function toRule(grant: GrantEntry, id: string, action: string, fieldClass: FieldClass | undefined): Rule | undefined {
+  const scope = parseScope(typeof grant === 'string' ? grant : grant.scope)!;
+  const purposes = typeof grant === 'string' ? undefined : grant.when?.purpose;
+  const view = action === 'decrypt' ? viewOnLadder(fieldClass, scope.view) : undefined;
+  if (action === 'decrypt' && fieldClass !== undefined && view === undefined) return undefined;
+  return { id, ...(view !== undefined && { view }), ...(purposes !== undefined && { purposes: new Set(purposes) }) };
+}
+
+function compileCell(
+  name: string,
+  principal: PrincipalEntry,
+  action: string,
+  className: string | undefined,
+  fieldClass: FieldClass | undefined,
+): Cell {
+  const denied = (principal.deny ?? []).findIndex((text) => covers(parseScope(text)!, action, className));
+  const allow = principal.grants.flatMap((grant, i) => {
+    const scope = parseScope(typeof grant === 'string' ? grant : grant.scope)!;
+    if (!covers(scope, action, className)) return [];
+    return toRule(grant, `${name}/grants/${i}`, action, fieldClass) ?? [];
+  });
+  return { allow, ...(denied !== -1 && { deny: `${name}/deny/${denied}` }) };
+}
+
+function compileCells(
+  name: string,
+  principal: PrincipalEntry,
+  classes: ReadonlyMap<string, FieldClass>,
+): Map<string, Cell> {
+  const cells = new Map<string, Cell>();
+  for (const action of plainActions) cells.set(action, compileCell(name, principal, action, undefined, undefined));
+  for (const action of fieldActions) {
+    for (const className of [...classes.keys(), unknownClass]) {
+      const cell = compileCell(name, principal, action, className, classes.get(className));
+      cells.set(cellKey(action, className), cell);
+    }
+  }
+  return cells;
+}
+
+function describeGrant(grant: GrantEntry): string {
+  if (typeof grant === 'string') return grant;
+  const purposes = grant.when?.purpose;
+  return purposes === undefined ? grant.scope : `${grant.scope} when purpose is ${purposes.join(' or ')}`;
+}
+
+export function compileAccess(file: PolicyFile, classes: ReadonlyMap<string, FieldClass>): AccessTable {
+  const principals = new Map<string, CompiledPrincipal>();
+  const identities = new Map<string, string>();
+  const local = Object.entries(file.issuers).find(([, issuer]) => 'local' in issuer)?.[0];
+  for (const kind of ['agents', 'people'] as const) {
+    for (const [name, principal] of Object.entries<PrincipalEntry>(file[kind])) {
+      principals.set(name, {
+        name,
+        kind: kind === 'agents' ? 'agent' : 'person',
+        system: principal.system ?? false,
+        cells: compileCells(name, principal, classes),
+        grants: [...principal.grants.map(describeGrant), ...(principal.deny ?? []).map((scope) => `not ${scope}`)],
+        ...(principal.tenants !== undefined && { tenants: new Set(principal.tenants) }),
+      });
+      const own = principal.identities ?? (local === undefined ? [] : [{ issuer: local, sub: name }]);
+      for (const { issuer, sub } of own) identities.set(JSON.stringify([issuer, sub]), name);
+    }
+  }
+  return { principals, identities };
+}
