@@ -7,7 +7,7 @@
  * rest. Nothing is read of a body before it is known who sent it. Express routes and no more: answers are written by
  * exchange.ts, with the same headers for every one, and Express's own error page is never reached.
  */
-import express, { type Express, type NextFunction, type Request, type RequestHandler, type Response } from 'express';
+import express, { type ErrorRequestHandler, type Express, type Request, type RequestHandler } from 'express';
 import { FieldkeepError } from '../errors.ts';
 import type { Call, Result } from '../operations/perform.ts';
 import type { Principal } from '../policy/access.ts';
@@ -58,13 +58,18 @@ export function createApp(edge: Edge, backend: Backend): Express {
   app.use((req, res) => {
     new Exchange(edge, req, res, 'none').fail(new FieldkeepError('not_found', 'There is nothing at this path.'));
   });
-  // Express asks for four parameters. Only what Express itself throws comes here: a path that cannot be decoded.
-  app.use((error: unknown, req: Request, res: Response, _next: NextFunction) => {
-    const bad = error instanceof URIError || (error as { status?: unknown } | null)?.status === 400;
-    const problem = bad ? new FieldkeepError('request_invalid', 'The path cannot be decoded.') : error;
-    new Exchange(edge, req, res, 'none').fail(problem);
-  });
+  app.use(answerRoutingError(edge));
   return app;
+}
+
+/** Only what Express itself throws comes here: a path that cannot be decoded. It knows error handlers by arity. */
+function answerRoutingError(edge: Edge): ErrorRequestHandler {
+  return (error: unknown, req, res, next) => {
+    void next;
+    const undecodable = error instanceof URIError || (error as { status?: unknown } | null)?.status === 400;
+    const problem = undecodable ? new FieldkeepError('request_invalid', 'The path cannot be decoded.') : error;
+    new Exchange(edge, req, res, 'none').fail(problem);
+  };
 }
 
 /** The calls without credentials: they say nothing about keys, data or principals. */

@@ -17,6 +17,7 @@ import { hash } from 'node:crypto';
 import { readFile, stat } from 'node:fs/promises';
 import type { IncomingMessage } from 'node:http';
 import * as jose from 'jose';
+import { localIss } from '../embedded/issuer.ts';
 import { FieldkeepError } from '../errors.ts';
 import { resolvePrincipal, type Principal } from '../policy/access.ts';
 import type { Issuer, Policy } from '../policy/policy.ts';
@@ -38,27 +39,13 @@ export interface AuthenticatorOptions {
   readonly fetch?: jose.FetchImplementation;
 }
 
-/** The `iss` of tokens that the local issuer makes. */
-export const localIss = 'fieldkeep-local';
-
 const tokenCharsMax = 8_192;
 const rememberedMax = 10_000;
 const rememberMsMax = 5 * 60_000;
 const clockToleranceSeconds = 5;
-const types: ReadonlySet<string | undefined> = new Set(['at+jwt', 'jwt', undefined]);
-const asymmetric = [
-  'EdDSA',
-  'Ed25519',
-  'ES256',
-  'ES384',
-  'ES512',
-  'PS256',
-  'PS384',
-  'PS512',
-  'RS256',
-  'RS384',
-  'RS512',
-];
+/** RFC 9068: another kind of token of the same issuer (an ID token, a logout token) is no access token. */
+const typDefault = 'at+jwt';
+const algorithmsDefault = ['ES256', 'EdDSA'] as const;
 
 interface Remembered {
   readonly identity: Identity;
@@ -81,11 +68,11 @@ interface Known {
 }
 
 export function createAuthenticator(options: AuthenticatorOptions): Authenticate {
-  let scene: Scene | undefined;
+  let scene = openScene(options.policy(), options);
   return (req) => {
     const token = readBearerToken(req);
     const policy = options.policy();
-    if (scene?.policy !== policy) scene = openScene(policy, options);
+    if (scene.policy !== policy) scene = openScene(policy, options);
     const { remembered, underWay } = scene;
     const digest = hash('sha256', token, 'base64');
     const found = remembered.get(digest);
@@ -150,15 +137,14 @@ function readIss(token: string): string {
 async function verifySignedClaims(known: Known, token: string): Promise<jose.JWTPayload> {
   const { issuer } = known;
   try {
-    const { payload, protectedHeader } = await jose.jwtVerify(token, known.keys, {
-      algorithms: [...algorithmsOf(issuer)],
+    const { payload } = await jose.jwtVerify(token, known.keys, {
+      algorithms: algorithmsOf(issuer),
       issuer: issOf(issuer),
       audience: issuer.aud,
+      typ: ('typ' in issuer ? issuer.typ : undefined) ?? typDefault,
       clockTolerance: clockToleranceSeconds,
       requiredClaims: ['exp'],
     });
-    const typ = protectedHeader.typ?.toLowerCase().replace(/^application\//, '');
-    if (!types.has(typ)) throw unauthenticated('The token is of another type.');
     return payload;
   } catch (error) {
     throw toRefusal(error, known.name);
@@ -181,7 +167,7 @@ function toRefusal(error: unknown, issuer: string): FieldkeepError {
 }
 
 /** A name that can stand in an audit entry; anything else in a claim makes the token useless here. */
-function readName(payload: jose.JWTPayload | object, claim: string): string | undefined {
+function readName(payload: object, claim: string): string | undefined {
   const text: unknown = Object.hasOwn(payload, claim) ? (payload as Record<string, unknown>)[claim] : undefined;
   if (text === undefined) return undefined;
   if (typeof text === 'string' && text.isWellFormed() && /^[^\p{Cc}]{1,128}$/u.test(text)) return text;
@@ -191,23 +177,20 @@ function readName(payload: jose.JWTPayload | object, claim: string): string | un
 /** On behalf of a person, `sub` is the person and the outermost `act.sub` the agent (RFC 8693). */
 function resolve(policy: Policy, { name, issuer }: Known, payload: jose.JWTPayload): Identity {
   const act: unknown = payload['act'];
-  if (act !== undefined && (typeof act !== 'object' || act === null))
+  if (act !== undefined && (typeof act !== 'object' || act === null)) {
     throw unauthenticated('The claim act is no object.');
+  }
+  const agent = act === undefined ? readName(payload, issuer.agentClaim) : readName(act, 'sub');
   const person = act === undefined ? undefined : readName(payload, 'sub');
-  const agent = act === undefined ? readName(payload, issuer.agentClaim) : readName(act!, 'sub');
   if (agent === undefined || (act !== undefined && person === undefined)) {
     throw unauthenticated('The token names nobody.');
   }
-  const tenant = issuer.tenantClaim === undefined ? undefined : readName(payload, issuer.tenantClaim);
-  const claimed = {
-    agent,
-    ...(person !== undefined && { person }),
-    ...(tenant !== undefined && { tenant }),
-  };
+  const tenant = readName(payload, issuer.tenantClaim);
+  const named = { agent, ...(person !== undefined && { person }), ...(tenant !== undefined && { tenant }) };
   const scopes = readScopes(payload['scope']);
-  const principal = resolvePrincipal(policy, { issuer: name, ...claimed, ...(scopes !== undefined && { scopes }) });
-  if (principal === undefined) return { principal: { ...claimed, system: false }, known: false };
-  return { principal, known: true };
+  const principal = resolvePrincipal(policy, { issuer: name, ...named, ...(scopes !== undefined && { scopes }) });
+  if (principal !== undefined) return { principal, known: true };
+  return { principal: { ...named, system: false }, known: false };
 }
 
 /** No claim: the token does not narrow the grants. An empty one: it allows nothing. */
@@ -222,22 +205,24 @@ function readScopes(scope: unknown): string[] | undefined {
 function openScene(policy: Policy, options: AuthenticatorOptions): Scene {
   const issuers = new Map<string, Known>();
   for (const [name, issuer] of policy.issuers) {
+    if ('issuer' in issuer && issuer.issuer === localIss) continue; // nobody else speaks for the local issuer
     issuers.set(issOf(issuer), { name, issuer, keys: openKeys(issuer, options) });
   }
   return { policy, issuers, remembered: new Map(), underWay: new Map() };
 }
 
 function issOf(issuer: Issuer): string {
-  return issuer.local ? localIss : issuer.iss;
+  return 'local' in issuer ? localIss : issuer.issuer;
 }
 
-function algorithmsOf(issuer: Issuer): readonly string[] {
-  if (issuer.local) return ['EdDSA', 'Ed25519', 'ES256'];
-  return issuer.algorithms.filter((algorithm) => asymmetric.includes(algorithm));
+/** Only asymmetric ones: the policy knows no others. */
+function algorithmsOf(issuer: Issuer): string[] {
+  const named: readonly string[] = ('algorithms' in issuer ? issuer.algorithms : undefined) ?? algorithmsDefault;
+  return named.includes('EdDSA') ? [...named, 'Ed25519'] : [...named]; // one algorithm, two names (RFC 9864)
 }
 
 function openKeys(issuer: Issuer, options: AuthenticatorOptions): jose.JWTVerifyGetKey {
-  if (issuer.local) return jose.createLocalJWKSet(options.localKeys ?? { keys: [] });
+  if ('local' in issuer) return jose.createLocalJWKSet(options.localKeys ?? { keys: [] });
   if (issuer.jwksFile !== undefined) return openKeyFile(issuer.jwksFile);
   return jose.createRemoteJWKSet(new URL(issuer.jwksUrl!), {
     timeoutDuration: 3_000,

@@ -65,16 +65,11 @@ export class Exchange {
     clearTimeout(this.#timer);
     if (!this.#res.destroyed) {
       const bytes = Buffer.byteLength(body);
-      const own = [
-        'X-Request-Id',
-        this.requestId,
-        'Content-Type',
-        type,
-        'Content-Length',
-        `${bytes}`,
-      ];
+      const own = ['X-Request-Id', this.requestId, 'Content-Type', type, 'Content-Length', `${bytes}`];
       if (this.#edge.draining) own.push('Connection', 'close');
-      this.#res.writeHead(status, [...securityHeaders, ...own, ...headers]).end(body, bytes === body.length ? 'latin1' : 'utf8');
+      this.#res
+        .writeHead(status, [...securityHeaders, ...own, ...headers])
+        .end(body, bytes === body.length ? 'latin1' : 'utf8');
     }
     this.#record(status, code);
   }

@@ -8,8 +8,9 @@ type Json = Readonly<Record<string, unknown>>;
 
 /** `$schema` says the same for every one: OpenAPI 3.1 is JSON Schema 2020-12. */
 function jsonSchema(schema: z.ZodType): Json {
-  const { $schema: _, ...rest } = z.toJSONSchema(schema, { io: 'input' });
-  return rest;
+  const described: Record<string, unknown> = { ...z.toJSONSchema(schema, { io: 'input' }) };
+  delete described['$schema'];
+  return described;
 }
 
 function parameters(route: Route): Json[] {

@@ -223,7 +223,12 @@ function describe(issue: z.core.$ZodIssue, root: string): string {
       return `${place}: at least ${issue.minimum} ${issue.origin === 'array' ? 'items' : 'characters'}.`;
     case 'invalid_value':
       return `${place}: expected one of ${issue.values.map(String).join(', ')}.`;
-    default:
+    case 'invalid_format':
+    case 'invalid_union':
+    case 'invalid_key':
+    case 'invalid_element':
+    case 'not_multiple_of':
+    case 'custom':
       return `${place}: not in the expected form.`;
   }
 }
