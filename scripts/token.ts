@@ -1,0 +1,99 @@
+/**
+ * npm run -s token -- --agent NAME [--tenant acme] [--ttl 15m] [--scope "…"] [--on-behalf-of PERSON]
+ *
+ * Prints an access token of the local issuer, and nothing else, for any principal of the policy.
+ */
+import { existsSync, readFileSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { parseArgs } from 'node:util';
+import { openIssuer } from '../src/embedded/issuer.ts';
+import { StartupError } from '../src/errors.ts';
+import type { CompiledPrincipal } from '../src/policy/compile.ts';
+import { parsePolicy, PolicyError, type Policy } from '../src/policy/policy.ts';
+import { home, run } from './support.ts';
+
+const usage =
+  'Usage: npm run -s token -- --agent NAME [--tenant acme] [--ttl 15m] [--scope "decrypt:bank:last4"] [--on-behalf-of PERSON]';
+const unitSeconds: Readonly<Record<string, number>> = { s: 1, m: 60, h: 3600, d: 86_400 };
+const ttlMaxSeconds = 86_400;
+
+function readTtl(text: string): number {
+  const match = /^([1-9][0-9]{0,5})([smhd])$/.exec(text);
+  const seconds = match === null ? 0 : Number(match[1]) * unitSeconds[match[2]!]!;
+  if (seconds >= 1 && seconds <= ttlMaxSeconds) return seconds;
+  throw new StartupError('--ttl takes a number and s, m, h or d, at most 1d: --ttl 15m');
+}
+
+function readPolicy(): Policy {
+  const file = resolve(process.env.FIELDKEEP_POLICY || 'keys-policy.json');
+  try {
+    return parsePolicy(readFileSync(file, 'utf8'));
+  } catch (error) {
+    if (error instanceof PolicyError) throw new StartupError(`${file}: ${error.message}`);
+    throw new StartupError(`The policy ${file} cannot be read.`);
+  }
+}
+
+/** The `sub` that the local issuer must write for a principal. */
+function subjectOf(
+  policy: Policy,
+  name: string,
+  option: string,
+): { principal: CompiledPrincipal; subject: string; audience: string } {
+  const principal = policy.access.principals.get(name);
+  if (principal === undefined) {
+    const known = [...policy.access.principals.keys()].join(', ');
+    throw new StartupError(`${option}: the policy has no such principal. It has: ${known}.`);
+  }
+  for (const [issuerName, issuer] of policy.issuers) {
+    if (!('local' in issuer)) continue;
+    for (const [identity, owner] of policy.access.identities) {
+      const [from, subject] = JSON.parse(identity) as [string, string];
+      if (owner === name && from === issuerName) return { principal, subject, audience: issuer.aud };
+    }
+  }
+  throw new StartupError(`${option}: the policy gives this principal no identity at the local issuer.`);
+}
+
+await run(async () => {
+  const { values } = readArguments();
+  if (values.agent === undefined) throw new StartupError(usage);
+  if (!existsSync(join(home, 'issuer'))) {
+    throw new StartupError(`There is no local issuer in ${home} yet. Start the service once: npm start`);
+  }
+  const policy = readPolicy();
+  const { principal, subject, audience } = subjectOf(policy, values.agent, '--agent');
+  const behalf = values['on-behalf-of'];
+  const person = behalf === undefined ? undefined : subjectOf(policy, behalf, '--on-behalf-of');
+  if (person !== undefined && (person.principal.kind !== 'person' || principal.kind !== 'agent')) {
+    throw new StartupError('--on-behalf-of takes a person, and --agent an agent to act for them.');
+  }
+  if (principal.system && values.tenant !== undefined) {
+    throw new StartupError('--tenant: a system principal has no tenant.');
+  }
+  const issuer = await openIssuer(home);
+  const token = await issuer.issueToken({
+    audience,
+    ttlSeconds: readTtl(values.ttl),
+    ...(person === undefined ? { subject } : { subject: person.subject, actor: subject }),
+    ...(!principal.system && { tenant: values.tenant ?? 'acme' }),
+    ...(values.scope !== undefined && { scope: values.scope }),
+  });
+  process.stdout.write(`${token}\n`);
+});
+
+function readArguments() {
+  try {
+    return parseArgs({
+      options: {
+        agent: { type: 'string' },
+        tenant: { type: 'string' },
+        ttl: { type: 'string', default: '15m' },
+        scope: { type: 'string' },
+        'on-behalf-of': { type: 'string' },
+      },
+    });
+  } catch {
+    throw new StartupError(usage);
+  }
+}

