@@ -132,7 +132,7 @@ async function admit(backend: Backend, route: Route, exchange: Exchange, req: Re
   exchange.principal = principal;
   if (route.body !== undefined) checkBodyHeaders(req);
   else refuseBody(req);
-  const body = route.body && checkBody(route.body, parseJson(await readBody(req, exchange)));
+  const body = route.body && checkBody(route.body, parseJson(await awaitBody(exchange, req)));
   const query = checkQuery(route.query, req.url);
   const params = checkParams(req.params as Record<string, string>);
   const idempotencyKey = readIdempotencyKey(req);
@@ -146,6 +146,13 @@ async function admit(backend: Backend, route: Route, exchange: Exchange, req: Re
     deadline: exchange.deadline,
     ...(idempotencyKey !== undefined && { idempotencyKey }),
   };
+}
+
+async function awaitBody(exchange: Exchange, req: Request): Promise<Buffer> {
+  exchange.reading = true;
+  const bytes = await readBody(req);
+  exchange.reading = false;
+  return bytes;
 }
 
 function readIdempotencyKey(req: Request): string | undefined {

@@ -44,19 +44,16 @@ export function refuseBody(req: IncomingMessage): void {
 }
 
 /**
- * The bytes of the body. `signal.expire` is set while it waits, so that the deadline of the request can end it.
- * Rejects with payload_too_large, deadline_exceeded or RequestAborted.
+ * The bytes of the body. Rejects with payload_too_large, with RequestAborted when the client left, and with a
+ * FieldkeepError that somebody emits as the stream's `error` to end the waiting (the deadline does).
  */
-export function readBody(req: IncomingMessage, signal: { expire?: (() => void) | undefined }): Promise<Buffer> {
+export function readBody(req: IncomingMessage): Promise<Buffer> {
   // The client may have gone while its token was verified; its stream then says nothing any more.
   if (req.destroyed && !req.complete) return Promise.reject(new RequestAborted());
   return new Promise((resolve, reject) => {
     const chunks: Buffer[] = [];
     let bytes = 0;
-    const settle = () => {
-      signal.expire = undefined;
-      req.off('data', onData).off('end', onEnd);
-    };
+    const settle = () => req.off('data', onData).off('end', onEnd);
     const onData = (chunk: Buffer) => {
       bytes += chunk.length;
       if (bytes <= bodyBytesMax) return void chunks.push(chunk);
@@ -68,14 +65,10 @@ export function readBody(req: IncomingMessage, signal: { expire?: (() => void) |
       settle();
       resolve(chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks, bytes));
     };
-    signal.expire = () => {
-      settle();
-      reject(new FieldkeepError('deadline_exceeded', 'The body did not arrive in time.'));
-    };
     req.on('data', onData).on('end', onEnd);
-    req.on('error', () => {
+    req.on('error', (error) => {
       settle();
-      reject(new RequestAborted());
+      reject(error instanceof FieldkeepError ? error : new RequestAborted());
     });
   });
 }

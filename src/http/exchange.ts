@@ -35,8 +35,8 @@ export class Exchange {
   readonly startedAt = performance.now();
   readonly deadline: number;
   principal: Principal | undefined;
-  /** Set while the body is awaited; ends the wait with an error. */
-  expire: (() => void) | undefined;
+  /** While the body is awaited, the deadline ends the waiting. (A flag: a closure kept here per request cost 10 µs.) */
+  reading = false;
   readonly #edge: Edge;
   readonly #req: IncomingMessage;
   readonly #res: ServerResponse;
@@ -100,9 +100,10 @@ export class Exchange {
 
   /** Ends the wait for the body (its refusal is then recorded and answered), or answers 504 at once. */
   reachDeadline(): void {
-    if (this.expire !== undefined) {
+    if (this.reading) {
+      this.reading = false;
       this.#timer = setTimeout(onDeadline, refusalGraceMs, this);
-      this.expire();
+      this.#req.emit('error', new FieldkeepError('deadline_exceeded', 'The body did not arrive in time.'));
       return;
     }
     this.fail(new FieldkeepError('deadline_exceeded', 'The request could not be answered in time.'));

@@ -1,17 +1,9 @@
 /** The description of the API (OpenAPI 3.1), made from the route table and the schemas that validate. */
-import { z } from 'zod';
 import { statuses } from './problem.ts';
 import { routes, type Route } from './routes.ts';
-import { problemAnswer } from './schemas.ts';
+import { jsonSchema, problemAnswer, type AnswerSchema } from './schemas.ts';
 
 type Json = Readonly<Record<string, unknown>>;
-
-/** `$schema` says the same for every one: OpenAPI 3.1 is JSON Schema 2020-12. */
-function jsonSchema(schema: z.ZodType): Json {
-  const described: Record<string, unknown> = { ...z.toJSONSchema(schema, { io: 'input' }) };
-  delete described['$schema'];
-  return described;
-}
 
 function parameters(route: Route): Json[] {
   const inPath = Array.from(route.path.matchAll(/:(\w+)/g), ([, name]) => ({
@@ -24,7 +16,7 @@ function parameters(route: Route): Json[] {
     name,
     in: 'query',
     required: false,
-    schema: jsonSchema(schema as z.ZodType),
+    schema: jsonSchema(schema as AnswerSchema),
   }));
   return [...inPath, ...inQuery];
 }

@@ -2,7 +2,6 @@
  * The route table: one line a route. `action` is what the audit log calls an attempt that is refused before it reaches
  * its operation. The most frequent calls stand first, because Express looks through routes in order.
  */
-import type { z } from 'zod';
 import * as s from './schemas.ts';
 
 export type OperationName =
@@ -27,8 +26,8 @@ export interface Route {
   readonly action: string;
   /** What comes in: a body for POST, query parameters for GET. */
   readonly body?: s.BodySchema;
-  readonly query: z.ZodObject;
-  readonly answer: z.ZodType;
+  readonly query: s.QuerySchema;
+  readonly answer: s.AnswerSchema;
 }
 
 const post = (
@@ -36,7 +35,7 @@ const post = (
   operation: OperationName,
   action: string,
   body: s.BodySchema,
-  answer: z.ZodType,
+  answer: s.AnswerSchema,
 ): Route => ({
   method: 'post',
   path,
@@ -46,7 +45,13 @@ const post = (
   query: s.noQuery,
   answer,
 });
-const get = (path: string, operation: OperationName, action: string, query: z.ZodObject, answer: z.ZodType): Route => ({
+const get = (
+  path: string,
+  operation: OperationName,
+  action: string,
+  query: s.QuerySchema,
+  answer: s.AnswerSchema,
+): Route => ({
   method: 'get',
   path,
   operation,

@@ -44,6 +44,9 @@ function batchOf<T extends z.ZodObject, S extends z.ZodRawShape>(one: T, shared:
 
 const sharedPurpose = { purpose: purpose.optional() };
 
+export type QuerySchema = z.ZodObject;
+export type AnswerSchema = z.ZodType;
+
 /** `items` in the body makes a request a batch. */
 export interface BodySchema {
   readonly one: z.ZodType<object>;
@@ -162,6 +165,13 @@ export const problemAnswer = z.object({
   missingScope: z.string().optional(),
   rotationId: z.string().optional(),
 });
+
+/** A schema as `/openapi.json` shows it. `$schema` would say the same for every one: OpenAPI 3.1 is JSON Schema 2020-12. */
+export function jsonSchema(schema: z.core.$ZodType): Record<string, unknown> {
+  const described: Record<string, unknown> = { ...z.toJSONSchema(schema, { io: 'input' }) };
+  delete described['$schema'];
+  return described;
+}
 
 // ── checking ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
