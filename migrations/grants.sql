@@ -9,3 +9,16 @@ grant select, insert, delete on fieldkeep.data_keys to :service;
 grant select, insert, update on fieldkeep.key_uses to :service;
 grant select, insert, update, delete on fieldkeep.instances, fieldkeep.instance_ready to :service;
 grant select, insert, delete on fieldkeep.idempotency_keys to :service;
+
+-- audit: what is written stays
+grant select, insert on fieldkeep.audit_streams, fieldkeep.audit_intake, fieldkeep.audit_unfolded,
+  fieldkeep.audit_entries, fieldkeep.audit_items to :service;
+grant execute on function fieldkeep.audit_make_partitions() to :service;
+
+-- rotation
+grant select, insert, update on fieldkeep.rotations, fieldkeep.rotation_columns, fieldkeep.rotation_ranges to :service;
+grant select, insert, update, delete on fieldkeep.rotation_failures to :service;
+
+-- the demo's table: what re-encryption needs, and no more
+grant usage on schema demo to :service;
+grant select (id, tenant, ssn, ssn_eq, bank, salary), update (ssn, ssn_eq, bank, salary) on demo.employees to :service;

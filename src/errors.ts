@@ -73,3 +73,23 @@ export class StartupError extends Error {
 export function decryptionFailed(): FieldkeepError {
   return new FieldkeepError('decryption_failed', 'The envelope does not open in this context.');
 }
+
+/**
+ * What may be logged of an error: of ours its code and words, of any other its name, its code (an SQLSTATE, an errno) and
+ * up to five places, without its message, which may repeat a value.
+ */
+export function describeError(error: unknown): { name: string; code?: string; detail?: string; at: string[] } {
+  if (!(error instanceof Error)) return { name: typeof error, at: [] };
+  if (error instanceof FieldkeepError) return { name: error.name, code: error.code, detail: error.message, at: [] };
+  const stack = typeof error.stack === 'string' ? error.stack : '';
+  const head = stack.indexOf(error.message);
+  const frames = head === -1 ? '' : stack.slice(head + error.message.length);
+  const at = Array.from(
+    frames.matchAll(/([\w.-]+\.(?:ts|js|mjs|cjs)):(\d+):\d+\)?$/gm),
+    ([, file, line]) => `${file}:${line}`,
+  );
+  const code =
+    'code' in error && typeof error.code === 'string' && /^\w{2,40}$/.test(error.code) ? error.code : undefined;
+  const name = /^\w{1,64}$/.test(error.name) ? error.name : 'Error';
+  return { name, ...(code !== undefined && { code }), at: at.slice(0, 5) };
+}

@@ -8,6 +8,7 @@ import { AuditLog } from './audit/log.ts';
 import { startSequencer, type Sequencer } from './audit/sequencer.ts';
 import { waitOutIntake } from './audit/store.ts';
 import { openPool, transaction, type Pool } from './db.ts';
+import { describeError } from './errors.ts';
 import { ensureFamilies } from './keys/families.ts';
 import { insertInstance, startHeartbeat } from './keys/instances.ts';
 import { Keyring } from './keys/keyring.ts';
@@ -23,6 +24,8 @@ export interface Service {
   readonly log: Logger;
   /** Short statements of requests and timers. */
   readonly pool: Pool;
+  /** The customer's tables. Sees every row or none, and waits for no lock longer than half a second. */
+  readonly targetPool: Pool;
   readonly rootKeys: RootKeys;
   readonly keyring: Keyring;
   readonly audit: AuditLog;
@@ -31,6 +34,8 @@ export interface Service {
   policy: Policy;
   /** What the registered tables look like in the database. */
   catalog: Catalog;
+  /** Has the workers look at once instead of at their next tick; does nothing in a process without workers. */
+  wake: () => void;
   /** Set while the process drains: not ready for new work. */
   draining: boolean;
   /** Stops timers and closes connections, in the order that loses nothing. */
@@ -48,13 +53,22 @@ export interface ServiceOptions {
 export async function openService(options: ServiceOptions): Promise<Service> {
   const { databaseUrl, rootKeys, policy, log } = options;
   const instanceId = randomUUID();
-  const warn = (what: string) => (error: unknown) => log.warn({ err: error }, what);
+  const warn = (what: string) => (error: unknown) => log.warn({ error: describeError(error) }, what);
   const pool = openPool(databaseUrl, { max: 10, name: 'api' });
+  const targetPool = openPool(databaseUrl, {
+    max: 6,
+    name: 'worker',
+    statementTimeoutMs: 300_000, // a census of a large table without a version index
+    settings: { row_security: 'off', lock_timeout: '500ms' },
+  });
   const keyring = await Keyring.open({ pool, rootKeys, onError: warn('A data key could not be refreshed.') });
   await ensureFamilies(pool, rootKeys, policy, keyring.state);
   await keyring.refresh();
   await insertInstance(pool, instanceId);
-  const audit = await AuditLog.open(databaseUrl, pool, { instanceId });
+  const audit = await AuditLog.open(databaseUrl, pool, {
+    instanceId,
+    onError: warn('A group of audit entries is being sent again.'),
+  });
   const sequencer = startSequencer(pool, warn('Audit entries could not be put in order; trying again.'));
   const heartbeat = startHeartbeat({ pool, keyring, id: instanceId, onError: warn('A heartbeat failed.') });
   const watch = watchKeyState(databaseUrl, warn('The notice channel of key state was lost; connecting again.'), () =>
@@ -64,12 +78,14 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     instanceId,
     log,
     pool,
+    targetPool,
     rootKeys,
     keyring,
     audit,
     sequencer,
     policy,
-    catalog: await loadCatalog(pool, policy.columns),
+    catalog: await loadCatalog(targetPool, policy.columns),
+    wake: () => undefined,
     draining: false,
     async close() {
       await watch.stop();
@@ -77,6 +93,7 @@ export async function openService(options: ServiceOptions): Promise<Service> {
       await audit.close();
       await sequencer.stop();
       keyring.close();
+      await targetPool.end();
       await pool.end();
     },
   };
@@ -88,7 +105,7 @@ export async function openService(options: ServiceOptions): Promise<Service> {
  */
 export async function adoptPolicy(service: Service, policy: Policy): Promise<void> {
   await ensureFamilies(service.pool, service.rootKeys, policy, service.keyring.state);
-  const catalog = await loadCatalog(service.pool, policy.columns);
+  const catalog = await loadCatalog(service.targetPool, policy.columns);
   service.policy = policy;
   service.catalog = catalog;
   await transaction(service.pool, raiseEpoch);

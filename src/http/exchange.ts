@@ -8,9 +8,9 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Principal } from '../policy/access.ts';
 import { securityHeaders } from './headers.ts';
 import type { Metrics } from './metrics.ts';
-import { describeUnknown, problemMediaType, toProblem } from './problem.ts';
+import { problemMediaType, toProblem } from './problem.ts';
 import { newRequestId, readClientRequestId } from './request-id.ts';
-import { FieldkeepError } from '../errors.ts';
+import { describeError, FieldkeepError } from '../errors.ts';
 
 /** The part of a pino logger that is used here. */
 export interface Log {
@@ -78,7 +78,7 @@ export class Exchange {
   fail(error: unknown, headers: readonly string[] = []): void {
     if (this.#answered) return;
     if (!(error instanceof FieldkeepError)) {
-      this.#edge.log.error({ requestId: this.requestId, error: describeUnknown(error) }, 'An error nobody foresaw.');
+      this.#edge.log.error({ requestId: this.requestId, error: describeError(error) }, 'An error nobody foresaw.');
     }
     const problem = toProblem(error, this.requestId);
     this.send(

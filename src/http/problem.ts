@@ -88,16 +88,3 @@ export function toProblem(error: unknown, requestId: string): Problem {
     headers.push('Retry-After', String(extras.retryAfterSeconds ?? retryAfterSeconds));
   return { status, code, body, headers };
 }
-
-/** What may be logged of an error that nobody foresaw: its name and up to five places, without its message. */
-export function describeUnknown(error: unknown): { name: string; at: string[] } {
-  if (!(error instanceof Error)) return { name: typeof error, at: [] };
-  const stack = typeof error.stack === 'string' ? error.stack : '';
-  const head = stack.indexOf(error.message);
-  const frames = head === -1 ? '' : stack.slice(head + error.message.length);
-  const at = Array.from(
-    frames.matchAll(/([\w.-]+\.(?:ts|js|mjs|cjs)):(\d+):\d+\)?$/gm),
-    ([, file, line]) => `${file}:${line}`,
-  );
-  return { name: /^\w{1,64}$/.test(error.name) ? error.name : 'Error', at: at.slice(0, 5) };
-}

@@ -12,7 +12,7 @@
 import { StaleEpoch, isFresh, type AuditRecord } from '../audit/log.ts';
 import { formatEntry, type Entry } from '../audit/entry.ts';
 import type { Client } from '../db.ts';
-import { FieldkeepError } from '../errors.ts';
+import { describeError, FieldkeepError } from '../errors.ts';
 import type { Principal } from '../policy/access.ts';
 import type { Service } from '../service.ts';
 
@@ -93,7 +93,7 @@ export function beginEntry(call: Pick<Call, 'requestId' | 'principal'>, action: 
 /** Any error as the one that the caller is told; what is not ours has no words of its own. */
 export function toFieldkeepError(service: Service, error: unknown): FieldkeepError {
   if (error instanceof FieldkeepError) return error;
-  service.log.error({ err: error }, 'An operation failed for a reason it does not know.');
+  service.log.error({ error: describeError(error) }, 'An operation failed for a reason it does not know.');
   return new FieldkeepError('internal', 'The request could not be completed.');
 }
 

@@ -24,7 +24,6 @@ interface ReencryptItem {
   readonly envelope: string;
   readonly context: Required<Place>;
   readonly to?: Required<Place>;
-  readonly purpose?: string;
 }
 
 interface ReencryptReading extends Reading {
@@ -40,7 +39,6 @@ const verb: Verb<ReencryptItem, ReencryptReading> = {
       question: {
         action: 'reencrypt',
         class: envelope.family,
-        ...(item.purpose !== undefined && { purpose: item.purpose }),
       },
       place: item.context,
       ...(item.to !== undefined && { to: item.to }),

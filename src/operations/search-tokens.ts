@@ -26,7 +26,6 @@ interface SearchItem {
   readonly value: string;
   readonly context: Place;
   readonly index?: string;
-  readonly purpose?: string;
 }
 
 /** The one index that the request means. Errors: `request_invalid` naming what there is. */
@@ -54,7 +53,7 @@ const verb: Verb<SearchItem, Reading> = {
   read(item, policy) {
     checkClassOf(policy, item.context, item.class);
     return {
-      question: { action: 'search', class: item.class, ...(item.purpose !== undefined && { purpose: item.purpose }) },
+      question: { action: 'search', class: item.class },
       place: item.context,
     };
   },

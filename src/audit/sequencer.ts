@@ -1,0 +1,62 @@
+/**
+ * Unfolds what is waiting, as long as the process runs. Every instance has one; a lock lets one work at a time. Nobody
+ * depends on it for correctness: whoever reads entries has them unfolded first.
+ */
+import type { Pool } from '../db.ts';
+import { unfold } from './store.ts';
+
+const lookEveryMs = 500;
+const linesMax = 5_000;
+
+export interface Sequencer {
+  /** A hint that there is something to unfold. */
+  wake(): void;
+  /** Resolves once it no longer uses the pool. */
+  stop(): Promise<void>;
+}
+
+/** Failures are told to `onError` and tried again. */
+export function startSequencer(pool: Pool, onError: (error: unknown) => void): Sequencer {
+  let stopped = false;
+  let woken = false;
+  let rouse: () => void = () => undefined;
+
+  function wake(): void {
+    woken = true;
+    rouse();
+  }
+
+  /** Until woken or the time is up. */
+  async function rest(): Promise<void> {
+    if (!woken) {
+      await new Promise<void>((resolve) => {
+        const timer = setTimeout(resolve, lookEveryMs);
+        rouse = () => {
+          clearTimeout(timer);
+          resolve();
+        };
+      });
+    }
+    woken = false;
+  }
+
+  async function run(): Promise<void> {
+    while (!stopped) {
+      const unfolded = await unfold(pool, linesMax).catch((error: unknown) => {
+        onError(error);
+        return 0;
+      });
+      if (unfolded === 0) await rest();
+    }
+  }
+
+  const running = run();
+  return {
+    wake,
+    async stop() {
+      stopped = true;
+      wake();
+      await running;
+    },
+  };
+}

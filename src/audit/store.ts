@@ -1,0 +1,315 @@
+/**
+ * SQL of the audit log, one function a statement. What it relies on:
+ *
+ *   - a stream sends group n + 1 only after group n was acknowledged, so a group that can be seen has all before it;
+ *   - a group is unfolded once: audit_unfolded and the entries are written in one transaction, under one lock;
+ *   - the lock on audit_intake is taken before the snapshot that reads the epoch, so that waiting out the lock's holders
+ *     waits out every group that still saw an older epoch.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { transaction, type Pool, type Queryable } from '../db.ts';
+import { FieldkeepError } from '../errors.ts';
+
+/** A group as it is stored. */
+export interface Group {
+  readonly stream: string;
+  readonly seq: number;
+  /** The entries' lines, joined by line feeds. */
+  readonly lines: string;
+  /** For every entry a line with its items' lines joined by tabs; absent when no entry is a batch. */
+  readonly items?: string;
+  readonly entries: number;
+  readonly prevHash: Buffer;
+  readonly hash: Buffer;
+}
+
+/** Answers the new stream's number. */
+export async function insertStream(db: Queryable, instanceId: string): Promise<string> {
+  const { rows } = await db.query<{ stream: string }>(
+    'insert into fieldkeep.audit_streams (instance) values ($1) returning stream',
+    [instanceId],
+  );
+  return rows[0]!.stream;
+}
+
+/** False, and nothing is stored, when the epoch is another. */
+export async function insertGroup(db: Queryable, group: Group, epoch: number): Promise<boolean> {
+  const { rowCount } = await db.query({
+    name: 'audit-insert-group',
+    text: `insert into fieldkeep.audit_intake (stream, seq, lines, items, entries, prev_hash, hash)
+           select $1, $2, $3, $4, $5, $6, $7 from fieldkeep.epoch where n = $8`,
+    values: [
+      group.stream,
+      group.seq,
+      group.lines,
+      group.items ?? null,
+      group.entries,
+      group.prevHash,
+      group.hash,
+      epoch,
+    ],
+  });
+  return rowCount === 1;
+}
+
+export async function hasGroup(db: Queryable, group: Group): Promise<boolean> {
+  const { rowCount } = await db.query(
+    'select from fieldkeep.audit_intake where stream = $1 and seq = $2 and hash = $3',
+    [group.stream, group.seq, group.hash],
+  );
+  return rowCount === 1;
+}
+
+/** The epoch as this transaction sees it. */
+export async function getEpoch(tx: Queryable): Promise<number> {
+  const { rows } = await tx.query<{ n: string }>('select n from fieldkeep.epoch');
+  return Number(rows[0]!.n);
+}
+
+/** The epoch, which nobody else raises before this transaction ends. */
+export async function lockEpoch(tx: Queryable): Promise<number> {
+  const { rows } = await tx.query<{ n: string }>('select n from fieldkeep.epoch for no key update');
+  return Number(rows[0]!.n);
+}
+
+/** A server process that serves one of our connections; the start tells it from a later one with the same number. */
+export interface Backend {
+  readonly pid: number;
+  readonly start: string;
+}
+
+export async function getBackend(db: Queryable): Promise<Backend> {
+  const { rows } = await db.query<Backend>(
+    'select pid, backend_start::text as start from pg_stat_activity where pid = pg_backend_pid()',
+  );
+  return rows[0]!;
+}
+
+/** Answers whether the backend was still there. Once it is not, nothing that was sent to it can be committed any more. */
+export async function terminateBackend(db: Queryable, backend: Backend): Promise<boolean> {
+  const { rowCount } = await db.query(
+    'select pg_terminate_backend(pid) from pg_stat_activity where pid = $1 and backend_start::text = $2',
+    [backend.pid, backend.start],
+  );
+  return (rowCount ?? 0) > 0;
+}
+
+/** Transactions, by their virtual ids, that are writing to the intake; of `among` alone where that is given. */
+async function listIntakeWriters(db: Queryable, among?: readonly string[]): Promise<string[]> {
+  const { rows } = await db.query<{ id: string }>(
+    `select distinct virtualtransaction as id from pg_locks
+     where locktype = 'relation' and relation = 'fieldkeep.audit_intake'::regclass and mode = 'RowExclusiveLock'
+       and database = (select oid from pg_database where datname = current_database())
+       and ($1::text[] is null or virtualtransaction = any ($1))`,
+    [among ?? null],
+  );
+  return rows.map((row) => row.id);
+}
+
+const waitOutPollMs = 2;
+const waitOutMaxMs = 30_000;
+
+/**
+ * Waits until every transaction has ended that was writing to the intake when this was called; to be called after the
+ * transaction that raised the epoch has committed. From then on nothing computed under the epoch before is stored.
+ * Errors: `database_unavailable` when one does not end within 30 s.
+ */
+export async function waitOutIntake(pool: Pool): Promise<void> {
+  const deadline = performance.now() + waitOutMaxMs;
+  let writers = await listIntakeWriters(pool);
+  while (writers.length > 0) {
+    if (performance.now() > deadline) {
+      throw new FieldkeepError('database_unavailable', 'A transaction that writes to the audit intake does not end.');
+    }
+    await sleep(waitOutPollMs);
+    writers = await listIntakeWriters(pool, writers);
+  }
+}
+
+/** One unfolder at a time, over all instances; false when another is at work. */
+async function tryLockUnfolding(tx: Queryable): Promise<boolean> {
+  const { rows } = await tx.query<{ locked: boolean }>(
+    `select pg_try_advisory_xact_lock('fieldkeep.audit_unfolded'::regclass::oid::int, 0) as locked`,
+  );
+  return rows[0]!.locked;
+}
+
+async function makePartitions(tx: Queryable): Promise<void> {
+  await tx.query('select fieldkeep.audit_make_partitions()');
+}
+
+interface Unfolded {
+  /** Entries made. */
+  readonly entries: number;
+  /** Whether more was waiting than the limit allowed. */
+  readonly rest: boolean;
+}
+
+/**
+ * Takes the next groups of every stream, by the time of their commit, up to `linesMax` entries but at least one group,
+ * and makes entries of them. Entries pass as text, and as `json` only to have columns read from them; an escaped NUL,
+ * which no text column can hold, would make that fail and so is U+FFFD in the columns.
+ */
+async function unfoldGroups(tx: Queryable, linesMax: number): Promise<Unfolded> {
+  const { rows } = await tx.query<{ entries: number; rest: boolean }>({
+    name: 'audit-unfold',
+    text: `
+    with reached as (
+      select coalesce((select first_index + entries from fieldkeep.audit_unfolded order by first_index desc limit 1), 0)
+        as index
+    ), waiting as (
+      select s.stream, g.seq, g.entries, g.at
+      from fieldkeep.audit_streams s
+      cross join lateral (
+        select coalesce((select u.seq from fieldkeep.audit_unfolded u where u.stream = s.stream
+                         order by u.seq desc limit 1), 0) as seq
+      ) done
+      cross join lateral (
+        select i.seq, i.entries, row_number() over by_seq as n, max(i.committed_at) over by_seq as at
+        from (select seq, entries, committed_at from fieldkeep.audit_intake
+              where stream = s.stream and seq > done.seq order by seq limit $1) i
+        window by_seq as (order by i.seq)
+      ) g
+      where g.seq = done.seq + g.n
+    ), counted as (
+      select *, sum(entries) over (order by at, stream, seq) as until from waiting
+    ), chosen as (
+      select stream, seq, entries, index + until - entries as first_index, until
+      from counted cross join reached where until <= $1 or until = entries
+    ), recorded as (
+      insert into fieldkeep.audit_unfolded (stream, seq, first_index, entries)
+      select stream, seq, first_index, entries from chosen
+    ), placed as (
+      select c.first_index + l.n - 1 as index, l.line, l.items
+      from chosen c join fieldkeep.audit_intake i using (stream, seq)
+      cross join lateral rows from (string_to_table(i.lines, E'\\n'), string_to_table(i.items, E'\\n'))
+        with ordinality as l (line, items, n)
+    ), listed as (
+      insert into fieldkeep.audit_items (index, items, row_digests)
+      select index, replace(items, E'\\t', E'\\n'),
+             array(select distinct m[1] from regexp_matches(items, '"rowDigest":"([^"]+)"', 'g') m)
+      from placed where items <> ''
+    ), made as (
+      insert into fieldkeep.audit_entries (index, line, "time", request_id, tenant, agent, person, class, view, action,
+        outcome, row_digest)
+      select p.index, p.line, f."time", f."requestId", f.tenant, f.agent, f.person, f.class, f.view, f.action,
+        f.outcome, f."rowDigest"
+      from placed p
+      cross join lateral json_to_record(replace(p.line, '\\u0000', '\\ufffd')::json) as f ("time" timestamptz,
+        "requestId" text, tenant text, agent text, person text, class text, view text, action text, outcome text,
+        "rowDigest" text)
+      order by p.index
+    )
+    select coalesce(sum(entries), 0)::int as entries, count(*) < (select count(*) from waiting) as rest from chosen`,
+    values: [linesMax],
+  });
+  return rows[0]!;
+}
+
+/** Undefined when another unfolder is at work. */
+async function tryUnfold(pool: Pool, linesMax: number): Promise<Unfolded | undefined> {
+  return transaction(pool, async (tx) => {
+    if (!(await tryLockUnfolding(tx))) return undefined;
+    await makePartitions(tx); // a statement of its own: the next one could not insert into what it made
+    return unfoldGroups(tx, linesMax);
+  });
+}
+
+/** Makes entries of waiting groups: how many, and 0 also when another unfolder is at work. */
+export async function unfold(pool: Pool, linesMax: number): Promise<number> {
+  return (await tryUnfold(pool, linesMax))?.entries ?? 0;
+}
+
+const unfoldLinesMax = 5_000;
+const unfoldPollMs = 5;
+
+/** Whatever was acknowledged before the call is an entry afterwards. Errors: `database_unavailable` after 30 s. */
+export async function unfoldAcknowledged(pool: Pool): Promise<void> {
+  const deadline = performance.now() + waitOutMaxMs;
+  for (;;) {
+    const unfolded = await tryUnfold(pool, unfoldLinesMax);
+    if (unfolded?.rest === false) return;
+    if (performance.now() > deadline) {
+      throw new FieldkeepError('database_unavailable', 'Audit entries are still being put in order.');
+    }
+    if (unfolded === undefined) await sleep(unfoldPollMs);
+  }
+}
+
+/** All optional, all must hold. For a batch, one of its items having the value suffices. */
+export interface EntryFilter {
+  readonly tenant?: string;
+  readonly agent?: string;
+  readonly person?: string;
+  readonly class?: string;
+  readonly view?: string;
+  readonly action?: string;
+  readonly outcome?: string;
+  readonly rowDigest?: string;
+  readonly requestId?: string;
+  /** ISO 8601, inclusive. */
+  readonly from?: string;
+  /** ISO 8601, exclusive. */
+  readonly to?: string;
+}
+
+export interface EntryPage {
+  readonly items: readonly { readonly index: number; readonly line: string }[];
+  readonly nextCursor?: string;
+}
+
+/** A condition on a member that entries have, or, where a batch's items differ in it, the items do. */
+function orItem(column: string, member: string): (n: number) => string {
+  const needle = (n: number) => `'"${member}":' || to_json($${n}::text)::text`;
+  return (n) => `(e.${column} = $${n} or ((e.${column} is null or e.${column} = 'partial') and exists (
+    select from fieldkeep.audit_items i where i.index = e.index and strpos(i.items, ${needle(n)}) > 0)))`;
+}
+
+const conditions: Readonly<Record<keyof EntryFilter, (n: number) => string>> = {
+  tenant: (n) => `e.tenant = $${n}`,
+  agent: (n) => `e.agent = $${n}`,
+  person: (n) => `e.person = $${n}`,
+  class: orItem('class', 'class'),
+  view: orItem('view', 'view'),
+  action: (n) => `e.action = $${n}`,
+  outcome: orItem('outcome', 'outcome'),
+  // Two index scans, and no `or`, which would be a scan of everything.
+  rowDigest: (n) => `e.index in (select index from fieldkeep.audit_entries where row_digest = $${n}
+    union all select index from fieldkeep.audit_items where row_digests @> array[$${n}::text])`,
+  requestId: (n) => `e.request_id = $${n}`,
+  from: (n) => `e."time" >= $${n}::timestamptz`,
+  to: (n) => `e."time" < $${n}::timestamptz`,
+};
+
+/**
+ * A page of entries, newest first, `limit` at most; whatever was acknowledged before the call is considered.
+ * `cursor` is the nextCursor of the page before. Errors: `request_invalid` for any other cursor.
+ */
+export async function findEntries(pool: Pool, filter: EntryFilter, limit: number, cursor?: string): Promise<EntryPage> {
+  if (cursor !== undefined && !/^[0-9]{1,15}$/.test(cursor)) {
+    throw new FieldkeepError('request_invalid', 'The cursor is not one that a page ended with.');
+  }
+  await unfoldAcknowledged(pool);
+  const values: (string | number)[] = [limit + 1];
+  const where = ['true'];
+  for (const name of Object.keys(conditions) as (keyof EntryFilter)[]) {
+    const value = filter[name];
+    if (value !== undefined) where.push(conditions[name](values.push(value)));
+  }
+  if (cursor !== undefined) where.push(`e.index < $${values.push(cursor)}`);
+  const { rows } = await pool.query<{ index: string; line: string }>(
+    `select e.index, e.line from fieldkeep.audit_entries e where ${where.join(' and ')} order by e.index desc limit $1`,
+    values,
+  );
+  const items = rows.slice(0, limit).map(({ index, line }) => ({ index: Number(index), line }));
+  const last = items.at(-1);
+  return rows.length > limit && last !== undefined ? { items, nextCursor: String(last.index) } : { items };
+}
+
+/** The lines of a batch's items, in request order; undefined for an entry that is none. */
+export async function findItems(db: Queryable, index: number): Promise<string[] | undefined> {
+  const { rows } = await db.query<{ items: string }>('select items from fieldkeep.audit_items where index = $1', [
+    index,
+  ]);
+  return rows[0]?.items.split('\n');
+}

@@ -1,0 +1,67 @@
+/**
+ * The queues, on pg-boss. The owner's role makes them; the service's role only uses them. Jobs carry ids and nothing
+ * else: what there is to do stands in our own tables, and a job that is lost is sent again from there.
+ */
+import { PgBoss } from 'pg-boss';
+import { connect, quoteIdentifier, roleOf } from '../db.ts';
+
+export const bossSchema = 'fieldkeep_jobs';
+/** Works one key range: {rangeId}. */
+export const rangeQueue = 'ranges';
+const deadQueue = 'ranges-dead';
+
+export interface RangeJob {
+  readonly rangeId: string;
+}
+
+function bossOptions(databaseUrl: string) {
+  return {
+    connectionString: databaseUrl,
+    schema: bossSchema,
+    application_name: 'fieldkeep jobs',
+    max: 3,
+    schedule: false,
+    reindex: false,
+    monitorVacuum: false,
+  } as const;
+}
+
+/** Makes or upgrades pg-boss's schema and our queues, and lets the service's role use them. Running it again changes nothing. */
+export async function migrateQueues(ownerUrl: string, serviceRole: string): Promise<void> {
+  const boss = new PgBoss({ ...bossOptions(ownerUrl), supervise: false });
+  boss.on('error', () => undefined); // what fails is thrown by the calls below
+  await boss.start();
+  try {
+    await boss.createQueue(deadQueue);
+    // `short`: of equal jobs (one range) one waits at most. Retries are ours: a tick sends what is not done again.
+    await boss.createQueue(rangeQueue, {
+      policy: 'short',
+      deadLetter: deadQueue,
+      retryLimit: 2,
+      retryDelay: 1,
+      heartbeatSeconds: 10,
+      expireInSeconds: 24 * 3600,
+      deleteAfterSeconds: 3600,
+    });
+  } finally {
+    await boss.stop({ graceful: false });
+  }
+  if (roleOf(ownerUrl) === serviceRole) return;
+  const owner = await connect(ownerUrl, { name: 'migrate' });
+  const role = quoteIdentifier(serviceRole);
+  try {
+    await owner.query(`grant usage on schema ${bossSchema} to ${role}`);
+    await owner.query(`grant select, insert, update, delete on all tables in schema ${bossSchema} to ${role}`);
+    await owner.query(`grant execute on all functions in schema ${bossSchema} to ${role}`);
+  } finally {
+    await owner.end();
+  }
+}
+
+/** The boss of a running service. Errors that no call throws go to `onError`; without a listener they end the process. */
+export async function openBoss(databaseUrl: string, onError: (error: unknown) => void): Promise<PgBoss> {
+  const boss = new PgBoss({ ...bossOptions(databaseUrl), migrate: false, createSchema: false });
+  boss.on('error', onError);
+  await boss.start();
+  return boss;
+}

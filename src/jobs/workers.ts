@@ -1,0 +1,91 @@
+/**
+ * Takes runs further: every few seconds, and at once after start, a tick looks at what is stored (families that are due,
+ * plaintext to adopt, runs and ranges that are not finished) and does or sends what comes next. Timers only wake it; a
+ * tick that was missed is made good by the next.
+ */
+import { CronJob } from 'cron';
+import type { PgBoss } from 'pg-boss';
+import { advance, startAdoption, startDue, type DriverShop } from '../rotation/run.ts';
+import { workRange } from '../rotation/range.ts';
+import { LeaseLost, listFreeRanges, listUnfinished } from '../rotation/store.ts';
+import { rangeQueue, type RangeJob } from './queues.ts';
+
+const everyTwoSeconds = '*/2 * * * * *';
+const pollSeconds = 0.5;
+/** Looking for plaintext without an index reads the whole table. */
+const unindexedLookMs = 300_000;
+
+export interface Workers {
+  /** Looks now instead of at the next tick. */
+  wake(): void;
+  /** Jobs hand their ranges back within one batch. */
+  stop(): Promise<void>;
+}
+
+export async function startWorkers(
+  boss: PgBoss,
+  shop: () => DriverShop,
+  onError: (error: unknown) => void,
+): Promise<Workers> {
+  let stopping = false;
+  let again = false;
+  let ticking: Promise<void> | undefined;
+  let lookedUnindexedAt = -Infinity;
+
+  async function sendRanges(): Promise<void> {
+    for (const rangeId of await listFreeRanges(shop().pool)) {
+      await boss.send(rangeQueue, { rangeId } satisfies RangeJob, { singletonKey: rangeId });
+    }
+  }
+
+  async function look(): Promise<void> {
+    const workshop = shop();
+    await startDue(workshop);
+    const unindexed = performance.now() - lookedUnindexedAt >= unindexedLookMs;
+    if (unindexed) lookedUnindexedAt = performance.now();
+    await startAdoption(workshop, unindexed);
+    for (const run of await listUnfinished(workshop.pool)) {
+      while (!stopping && (await advance(workshop, run.id)));
+    }
+    await sendRanges();
+  }
+
+  async function tick(): Promise<void> {
+    do {
+      again = false;
+      await look().catch(onError);
+    } while (again && !stopping);
+    ticking = undefined;
+  }
+
+  function wake(): void {
+    if (stopping) return;
+    again = true;
+    ticking ??= tick();
+  }
+
+  await boss.work<RangeJob>(
+    rangeQueue,
+    { pollingIntervalSeconds: pollSeconds, heartbeatRefreshSeconds: 3 },
+    async (jobs) => {
+      for (const job of jobs) {
+        await workRange(shop(), job.data.rangeId, () => stopping).catch((error: unknown) => {
+          if (!(error instanceof LeaseLost)) throw error; // somebody else goes on with it
+        });
+      }
+      wake(); // it may have been the last one
+    },
+  );
+  const timer = CronJob.from({ cronTime: everyTwoSeconds, onTick: wake, start: true });
+  wake();
+  return {
+    wake,
+    async stop() {
+      stopping = true;
+      await timer.stop();
+      await boss.offWork(rangeQueue, { wait: true });
+      await ticking;
+      await boss.stop({ graceful: true, timeout: 10_000 });
+    },
+  };
+}

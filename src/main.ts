@@ -1,0 +1,224 @@
+/**
+ * Starts the service and stops it. The order is the whole content: each step needs the ones before it, and stopping
+ * goes the other way round: no new requests, answers in flight, jobs, audit, database.
+ */
+import { readFileSync, rmSync } from 'node:fs';
+import type { Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { join } from 'node:path';
+import { destination, pino, type Logger } from 'pino';
+import { readConfig, type Config } from './config.ts';
+import { selfTest } from './crypto/self-test.ts';
+import { isUnavailable, migrate, roleOf } from './db.ts';
+import { greet, writeExamples } from './embedded/greeting.ts';
+import { openHome, writePrivate, type Home } from './embedded/home.ts';
+import { openIssuer } from './embedded/issuer.ts';
+import { startPostgres } from './embedded/postgres.ts';
+import { ensureTls } from './embedded/tls.ts';
+import { describeError, StartupError } from './errors.ts';
+import { createApp } from './http/app.ts';
+import { createAuthenticator } from './http/authenticate.ts';
+import type { Edge } from './http/exchange.ts';
+import { createMetrics, listenForMetrics } from './http/metrics.ts';
+import { newRequestId } from './http/request-id.ts';
+import { createHttpsServer, drain } from './http/server.ts';
+import { migrateQueues, openBoss } from './jobs/queues.ts';
+import { startWorkers, type Workers } from './jobs/workers.ts';
+import { openEmbeddedRootKeys } from './keys/embedded.ts';
+import { bindOperations } from './operations/all.ts';
+import { refuse } from './operations/perform.ts';
+import { parsePolicy, PolicyError, type Policy } from './policy/policy.ts';
+import { watchPolicy } from './policy-watch.ts';
+import { adoptPolicy, listObstacles, openService, type Service } from './service.ts';
+
+const requestDeadlineMs = 10_000;
+const drainMaxMs = 15_000;
+
+/** What has to be undone, newest first. */
+type Undo = () => Promise<void> | void;
+
+interface Database {
+  readonly url: string;
+  readonly ownerUrl: string;
+  readonly embedded: boolean;
+}
+
+async function openDatabase(config: Config, undo: Undo[]): Promise<Database> {
+  if (config.databaseUrl !== undefined) {
+    return { url: config.databaseUrl, ownerUrl: config.databaseOwnerUrl ?? config.databaseUrl, embedded: false };
+  }
+  const postgres = await startPostgres({ home: config.home });
+  undo.push(() => postgres.stop());
+  return { url: postgres.serviceUrl, ownerUrl: postgres.ownerUrl, embedded: true };
+}
+
+async function migrateAll({ url, ownerUrl }: Database, log: Logger): Promise<void> {
+  try {
+    await migrate(ownerUrl, roleOf(url), (line) => log.debug(line));
+    await migrateQueues(ownerUrl, roleOf(url));
+  } catch (error) {
+    if (isUnavailable(error))
+      throw new StartupError('The database cannot be reached: check DATABASE_URL and that it runs.');
+    const { code } = describeError(error);
+    if (code === '28P01' || code === '28000')
+      throw new StartupError('The database refuses the credentials of DATABASE_URL.');
+    if (code === '42501') throw new StartupError('The role may not migrate the database: set DATABASE_OWNER_URL.');
+    throw error;
+  }
+}
+
+function readPolicy(file: string): Policy {
+  let text: string;
+  try {
+    text = readFileSync(file, 'utf8');
+  } catch {
+    throw new StartupError(`The policy ${file} cannot be read.`);
+  }
+  try {
+    return parsePolicy(text);
+  } catch (error) {
+    if (error instanceof PolicyError) throw new StartupError(`${file}: ${error.message}`);
+    throw error;
+  }
+}
+
+function listen(server: Server, port: number, host: string): Promise<number> {
+  return new Promise((resolve, reject) => {
+    server.once('error', (error: NodeJS.ErrnoException) => {
+      const why = error.code === 'EADDRINUSE' ? 'is taken by another program' : `cannot be used (${error.code})`;
+      reject(new StartupError(`Port ${port} on ${host} ${why}. Set PORT to another one.`));
+    });
+    server.listen(port, host, () => resolve((server.address() as AddressInfo).port));
+  });
+}
+
+async function readTls(config: Config): Promise<{ cert: string; key: string }> {
+  if (config.tls === undefined) return await ensureTls(config.home);
+  try {
+    return { cert: readFileSync(config.tls.certFile, 'utf8'), key: readFileSync(config.tls.keyFile, 'utf8') };
+  } catch {
+    throw new StartupError('The files of TLS_CERT_FILE and TLS_KEY_FILE cannot be read.');
+  }
+}
+
+async function startJobs(service: Service, databaseUrl: string, undo: Undo[]): Promise<Workers> {
+  const onError = (error: unknown) =>
+    service.log.warn({ error: describeError(error) }, 'A background job failed; it is tried again.');
+  const boss = await openBoss(databaseUrl, onError);
+  const workers = await startWorkers(boss, () => service, onError);
+  service.wake = () => workers.wake();
+  undo.push(() => workers.stop());
+  return workers;
+}
+
+interface Listening {
+  readonly url: string;
+  readonly metricsUrl: string;
+}
+
+async function startHttp(service: Service, config: Config, undo: Undo[]): Promise<Listening> {
+  const metrics = createMetrics();
+  const edge: Edge = { log: service.log, metrics, requestDeadlineMs, draining: false };
+  const issuer = await openIssuer(config.home);
+  const app = createApp(edge, {
+    operations: bindOperations(service),
+    authenticate: createAuthenticator({ policy: () => service.policy, localKeys: issuer.jwks }),
+    refuse: (refusal) => refuse(service, refusal),
+    obstacles: () => listObstacles(service),
+  });
+  const metricsServer = await listenForMetrics(metrics.registry, config.metricsPort);
+  undo.push(() => void metricsServer.close());
+  const server = createHttpsServer(await readTls(config), app);
+  const port = await listen(server, config.port, config.host);
+  undo.push(async () => {
+    service.draining = true;
+    await drain(server, edge, drainMaxMs);
+  });
+  const metricsPort = (metricsServer.address() as AddressInfo).port;
+  return { url: `https://${config.host}:${port}`, metricsUrl: `http://127.0.0.1:${metricsPort}/metrics` };
+}
+
+function writeRuntime(home: Home, listening: Listening, database: Database, undo: Undo[]): void {
+  const file = join(home.path, 'runtime.json');
+  const runtime = {
+    pid: process.pid,
+    ...listening,
+    ...(database.embedded && { databaseUrl: database.ownerUrl }),
+    startedAt: new Date().toISOString(),
+  };
+  writePrivate(file, JSON.stringify(runtime, null, 2));
+  undo.push(() => rmSync(file, { force: true }));
+}
+
+/** An encrypt call as an agent of the demo's tenant, decided and audited like one from outside. */
+function encryptAs(service: Service): (agent: string, body: object) => Promise<unknown> {
+  return async (agent, body) => {
+    const deadline = performance.now() + requestDeadlineMs;
+    const call = {
+      requestId: newRequestId(),
+      principal: { agent, tenant: 'acme', system: false },
+      body,
+      params: {},
+      query: {},
+      deadline,
+    };
+    return (await bindOperations(service).encrypt(call)).body;
+  };
+}
+
+async function start(undo: Undo[]): Promise<void> {
+  const config = readConfig(process.env);
+  const policy = readPolicy(config.policyFile);
+  const stream = destination({ fd: 1, sync: true, minLength: 0 });
+  const log = pino({ level: config.logLevel, base: null }, stream);
+  await selfTest();
+  const home = openHome(config.home);
+  undo.push(() => home.release());
+  const database = await openDatabase(config, undo);
+  await migrateAll(database, log);
+  if (!database.embedded && roleOf(database.url) === roleOf(database.ownerUrl)) {
+    if (config.production)
+      throw new StartupError(
+        'In production DATABASE_OWNER_URL must name another role: the service must not own its audit log.',
+      );
+    log.warn('The service connects as the owner of its audit log. Set DATABASE_OWNER_URL to another role.');
+  }
+  const rootKeys = await openEmbeddedRootKeys(join(home.path, 'root-keys.json'));
+  const service = await openService({ databaseUrl: database.url, rootKeys, policy, log });
+  undo.push(() => service.close());
+  const listening = await startHttp(service, config, undo);
+  await startJobs(service, database.url, undo);
+  const watch = watchPolicy(config.policyFile, policy.version, (next) => adoptPolicy(service, next), log);
+  undo.push(() => watch.stop());
+  writeRuntime(home, listening, database, undo);
+  const examples = await writeExamples(encryptAs(service), home.path);
+  process.stdout.write(greet({ ...listening, config, embedded: database.embedded, examples }));
+}
+
+async function stop(undo: Undo[]): Promise<void> {
+  for (const each of undo.splice(0).reverse()) await each();
+}
+
+function fail(error: unknown): void {
+  process.exitCode = 1;
+  const sentence =
+    error instanceof StartupError ? error.message : `The service failed: ${JSON.stringify(describeError(error))}`;
+  process.stderr.write(`${sentence}\n`);
+}
+
+const undo: Undo[] = [];
+let stopping: Promise<void> | undefined;
+const end = (signal: string) => {
+  process.stderr.write(`${signal}: answering what is in flight, then stopping.\n`);
+  stopping ??= stop(undo)
+    .catch(fail)
+    .finally(() => process.exit());
+};
+process.on('SIGTERM', end).on('SIGINT', end);
+try {
+  await start(undo);
+} catch (error) {
+  fail(error);
+  if (stopping === undefined) await stop(undo).catch(fail);
+  process.exit();
+}

@@ -1,0 +1,73 @@
+/** GET /v1/keys and /v1/keys/{family}: versions, states, census, last use, next rotation. For system principals. */
+import { FieldkeepError } from '../errors.ts';
+import type { KeyFamily } from '../keys/version.ts';
+import { listLastUses } from '../keys/store.ts';
+import type { Question } from '../policy/access.ts';
+import { countVersions, type ColumnCensus } from '../rotation/census.ts';
+import type { Service } from '../service.ts';
+import { performCall } from './call.ts';
+import type { Operation } from './perform.ts';
+
+/** Whoever may rotate or destroy the family, or read the audit, may see what state it is in. */
+export function questionsAbout(family: string | undefined, service: Service): Question[] {
+  const families = family === undefined ? [...service.policy.classes.keys()] : [family];
+  return [
+    ...families.flatMap((each): Question[] => [
+      { action: 'rotate', class: each },
+      { action: 'destroy', class: each },
+    ]),
+    { action: 'audit' },
+  ];
+}
+
+async function takeCensus(service: Service, family: string): Promise<ColumnCensus[]> {
+  const census: ColumnCensus[] = [];
+  for (const column of service.policy.columns.filter((each) => each.class === family)) {
+    const table = service.catalog.tables.get(column.address);
+    if (table !== undefined) census.push(await countVersions(service.targetPool, table, column.column));
+  }
+  return census;
+}
+
+async function describeFamily(service: Service, known: KeyFamily): Promise<object> {
+  const uses = await listLastUses(service.pool, known.family);
+  const census = await takeCensus(service, known.family);
+  const versions = [...known.versions.values()].map(({ version, state, createdAt, activatedAt }) => ({
+    version,
+    state,
+    createdAt,
+    activatedAt,
+    lastUsedAt: uses.get(version),
+  }));
+  return {
+    family: known.family,
+    active: known.active,
+    versions,
+    census: census.map(({ table, column, counts }) => ({ table, column, versions: Object.fromEntries(counts) })),
+    nextRotationAt: known.nextRotationAt,
+  };
+}
+
+export const listKeys: Operation = (service, call) =>
+  performCall(service, call, { action: 'keys', questions: questionsAbout(undefined, service) }, async () => {
+    const families = [...service.keyring.state.families.values()];
+    const { cursor, limit } = call.query;
+    const from = cursor === undefined ? families : families.filter((each) => each.family > cursor);
+    const page = from.slice(0, Number(limit ?? '100'));
+    const items = await Promise.all(page.map((each) => describeFamily(service, each)));
+    return { body: { items, ...(from.length > page.length && { nextCursor: page.at(-1)!.family }) } };
+  });
+
+export const getKey: Operation = (service, call) => {
+  const family = call.params['family']!;
+  return performCall(
+    service,
+    call,
+    { action: 'keys', class: family, questions: questionsAbout(family, service) },
+    async () => {
+      const known = service.keyring.state.families.get(family);
+      if (known === undefined) throw new FieldkeepError('class_unknown', `There is no key family of this name.`);
+      return { body: await describeFamily(service, known) };
+    },
+  );
+};

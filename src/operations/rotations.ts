@@ -1,0 +1,62 @@
+/** GET /v1/rotations, /v1/rotations/{id} and its failures: how far runs are, and which rows do not open. */
+import { FieldkeepError } from '../errors.ts';
+import { viewRun } from '../rotation/progress.ts';
+import { findRun, listFailures as findFailures, listRuns, type Run } from '../rotation/store.ts';
+import type { Service } from '../service.ts';
+import { performCall } from './call.ts';
+import { questionsAbout } from './keys.ts';
+import type { Operation } from './perform.ts';
+
+const limitDefault = '100';
+const uuidPattern = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
+
+async function getRun(service: Service, id: string): Promise<Run> {
+  const run = uuidPattern.test(id) ? await findRun(service.pool, id) : undefined;
+  if (run === undefined) throw new FieldkeepError('not_found', 'There is no rotation with this id.');
+  return run;
+}
+
+function badCursor(): FieldkeepError {
+  return new FieldkeepError('request_invalid', 'The cursor is not one that a page ended with.');
+}
+
+export const listRotations: Operation = (service, call) =>
+  performCall(service, call, { action: 'rotations', questions: questionsAbout(undefined, service) }, async () => {
+    const { family, cursor, limit = limitDefault } = call.query;
+    if (cursor !== undefined && !uuidPattern.test(cursor)) throw badCursor();
+    const filter = { ...(family !== undefined && { family }), ...(cursor !== undefined && { before: cursor }) };
+    const runs = await listRuns(service.pool, { ...filter, limit: Number(limit) + 1 });
+    const page = runs.slice(0, Number(limit));
+    const items = await Promise.all(page.map((run) => viewRun(service.pool, run)));
+    return { body: { items, ...(runs.length > page.length && { nextCursor: page.at(-1)!.id }) } };
+  });
+
+export const getRotation: Operation = (service, call) =>
+  performCall(service, call, { action: 'rotations', questions: questionsAbout(undefined, service) }, async () => ({
+    body: await viewRun(service.pool, await getRun(service, call.params['id']!)),
+  }));
+
+function parseCursor(cursor: string | undefined): [string, string, string] | undefined {
+  if (cursor === undefined) return undefined;
+  try {
+    const parts: unknown = JSON.parse(Buffer.from(cursor, 'base64url').toString('utf8'));
+    if (Array.isArray(parts) && parts.length === 3 && parts.every((part) => typeof part === 'string')) {
+      return parts as [string, string, string];
+    }
+  } catch {
+    // told below
+  }
+  throw badCursor();
+}
+
+export const listFailures: Operation = (service, call) =>
+  performCall(service, call, { action: 'rotations', questions: questionsAbout(undefined, service) }, async () => {
+    const { cursor, limit = limitDefault } = call.query;
+    const run = await getRun(service, call.params['id']!);
+    const found = await findFailures(service.pool, run.id, Number(limit) + 1, parseCursor(cursor));
+    const page = found.slice(0, Number(limit));
+    const last = page.at(-1);
+    const more = found.length > page.length && last !== undefined;
+    const nextCursor = more && Buffer.from(JSON.stringify([last.table, last.column, last.row])).toString('base64url');
+    return { body: { items: page, ...(nextCursor !== false && { nextCursor }) } };
+  });

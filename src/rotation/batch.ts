@@ -1,0 +1,149 @@
+/**
+ * The two statements that touch the customer's tables. Reading goes along the version index by key; writing is one
+ * autocommitted statement, in which the application always wins:
+ *
+ *   1. lock the rows in key order, without waiting (`for no key update skip locked`)
+ *   2. update those in which every column is still what was read
+ *   3. fail as a whole if a column then holds something else than was sent
+ *
+ * Nobody waits for us longer than one statement, and nothing that was written meanwhile is overwritten.
+ */
+import { quoteIdentifier, type Queryable } from '../db.ts';
+import type { TableShape } from './catalog.ts';
+
+/** Key columns as text, in the key's order. */
+export type Key = readonly string[];
+
+export interface Row {
+  readonly key: Key;
+  readonly tenant: string | null;
+  /** The values of the batch's columns, in their order; index columns follow the column they belong to. */
+  readonly values: readonly (string | null)[];
+}
+
+export interface Change extends Row {
+  /** What to store instead, in the same order. */
+  readonly next: readonly (string | null)[];
+}
+
+const q = quoteIdentifier;
+const collateC = 'collate pg_catalog."C"';
+
+function tableName(table: TableShape): string {
+  return `${q(table.schema)}.${q(table.name)}`;
+}
+
+function keyTuple(table: TableShape, alias: string): string {
+  return `(${table.key.map(({ name }) => `${alias}.${q(name)}`).join(', ')})`;
+}
+
+function boundTuple(table: TableShape, first: number): string {
+  return `(${table.key.map(({ type }, i) => `$${first + i}::${type}`).join(', ')})`;
+}
+
+export interface ReadRequest {
+  /** Columns to read, index columns included. */
+  readonly columns: readonly string[];
+  /** Rows in which this column … */
+  readonly column: string;
+  /** … is of this version, */
+  readonly version: number;
+  /** whose key is greater than `after` and not greater than `upper`. */
+  readonly after?: Key;
+  readonly upper?: Key;
+  readonly rowsMax: number;
+}
+
+/** Rows in key order; an empty answer is the end. */
+export async function readBatch(db: Queryable, table: TableShape, request: ReadRequest): Promise<Row[]> {
+  const { columns, after, upper } = request;
+  const values: unknown[] = [request.version, request.rowsMax];
+  const bounds = [
+    ...(after === undefined
+      ? []
+      : [`${keyTuple(table, 't')} > ${boundTuple(table, values.push(...after) - after.length + 1)}`]),
+    ...(upper === undefined
+      ? []
+      : [`${keyTuple(table, 't')} <= ${boundTuple(table, values.push(...upper) - upper.length + 1)}`]),
+  ];
+  const texts = [
+    ...table.key.map(({ name }) => `t.${q(name)}::text`),
+    'column' in table.tenant ? `t.${q(table.tenant.column)}::text` : 'null',
+    ...columns.map((column) => `t.${q(column)}::text`),
+  ];
+  const { rows } = await db.query<(string | null)[]>({
+    text: `select ${texts.join(', ')} from ${tableName(table)} t
+           where fieldkeep.fe_version(t.${q(request.column)}) = $1 ${bounds.map((bound) => `and ${bound}`).join(' ')}
+           order by ${table.key.map(({ name }) => `t.${q(name)}`).join(', ')} limit $2`,
+    values,
+    rowMode: 'array',
+  });
+  const keys = table.key.length;
+  return rows.map((row) => ({
+    key: row.slice(0, keys) as string[],
+    tenant: 'value' in table.tenant ? table.tenant.value : row[keys]!,
+    values: row.slice(keys + 1),
+  }));
+}
+
+/** The text of the update for `columns`; the same for every batch, so that it can be prepared. */
+export function updateSql(table: TableShape, columns: readonly string[], skipLocked: boolean): string {
+  const keys = table.key.map((_, i) => `k${i}`);
+  const hasTenant = 'column' in table.tenant;
+  const inputs = [...keys, ...(hasTenant ? ['tenant'] : []), ...columns.flatMap((_, i) => [`r${i}`, `n${i}`])];
+  const types = [...table.key.map(({ type }) => type), ...inputs.slice(keys.length).map(() => 'text')];
+  const onKey = (other: string) => table.key.map(({ name }, i) => `t.${q(name)} = ${other}.k${i}`).join(' and ');
+  const unchanged = (column: string, read: string) => `t.${q(column)}::text ${collateC} is not distinct from i.${read}`;
+  const stored = columns.map((column, i) => `t.${q(column)}::text ${collateC} is distinct from i.n${i}`).join(' or ');
+  return `
+    with i as materialized (
+      select * from unnest(${types.map((type, n) => `$${n + 1}::${type}[]`).join(', ')}) as u(${inputs.join(', ')})
+    ), l as materialized (
+      select ${table.key.map(({ name }, n) => `t.${q(name)} as k${n}`).join(', ')}
+      from ${tableName(table)} t join i on ${onKey('i')}
+      order by ${table.key.map(({ name }) => `t.${q(name)}`).join(', ')}
+      for no key update of t ${skipLocked ? 'skip locked' : ''}
+    )
+    update ${tableName(table)} t set ${columns.map((column, n) => `${q(column)} = i.n${n}`).join(', ')}
+    from i join l using (${keys.join(', ')})
+    where ${onKey('i')}
+      ${'column' in table.tenant ? `and ${unchanged(table.tenant.column, 'tenant')}` : ''}
+      ${columns.map((column, n) => `and ${unchanged(column, `r${n}`)}`).join(' ')}
+    returning ${keys.map((key) => `i.${key}::text`).join(', ')},
+      case when ${stored} then fieldkeep.fe_stored_otherwise('${table.address.replaceAll("'", "''")}') end`;
+}
+
+/** Stores the changes whose rows are as they were read. Answers the keys of the rows that were updated. */
+export async function writeBatch(
+  db: Queryable,
+  table: TableShape,
+  columns: readonly string[],
+  changes: readonly Change[],
+  skipLocked: boolean,
+): Promise<Key[]> {
+  const values: unknown[] = [
+    ...table.key.map((_, i) => changes.map((change) => change.key[i])),
+    ...('column' in table.tenant ? [changes.map((change) => change.tenant)] : []),
+    ...columns.flatMap((_, i) => [changes.map((change) => change.values[i]), changes.map((change) => change.next[i])]),
+  ];
+  const { rows } = await db.query<string[]>({ text: updateSql(table, columns, skipLocked), values, rowMode: 'array' });
+  return rows.map((row) => row.slice(0, table.key.length));
+}
+
+/** The key `rows` places after `after` (or from the start), or undefined when there are not that many. */
+export async function keyAfter(
+  db: Queryable,
+  table: TableShape,
+  after: Key | undefined,
+  rows: number,
+): Promise<Key | undefined> {
+  const order = table.key.map(({ name }) => `t.${q(name)}`).join(', ');
+  const where = after === undefined ? '' : `where ${keyTuple(table, 't')} > ${boundTuple(table, 2)}`;
+  const found = await db.query<string[]>({
+    text: `select ${table.key.map(({ name }) => `t.${q(name)}::text`).join(', ')} from ${tableName(table)} t
+           ${where} order by ${order} offset $1 limit 1`,
+    values: [rows - 1, ...(after ?? [])],
+    rowMode: 'array',
+  });
+  return found.rows[0];
+}

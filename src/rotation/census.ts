@@ -1,0 +1,71 @@
+/**
+ * Counts of values per column and version over the customer's tables: what has to be done, and at the end the proof that
+ * nothing is left. The session runs with `row_security = off`: a count that a policy would filter is an error, not a zero.
+ */
+import { quoteIdentifier, type Queryable } from '../db.ts';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { TableShape } from './catalog.ts';
+
+export interface ColumnCensus {
+  readonly table: string;
+  readonly column: string;
+  /** By version; 0 is plaintext, -1 text that begins like an envelope and is none. Nulls are not counted. */
+  readonly counts: ReadonlyMap<number, number>;
+}
+
+export async function countVersions(db: Queryable, table: TableShape, column: string): Promise<ColumnCensus> {
+  const q = quoteIdentifier;
+  const version = `fieldkeep.fe_version(t.${q(column)})`;
+  const { rows } = await db.query<{ version: number; n: string }>(
+    `select ${version} as version, count(*) as n from ${q(table.schema)}.${q(table.name)} t
+     where ${version} is not null group by 1`,
+  );
+  return { table: table.address, column, counts: new Map(rows.map((row) => [row.version, Number(row.n)])) };
+}
+
+/** Values of one version; with the version index as fast as there are few. */
+export async function countVersion(db: Queryable, table: TableShape, column: string, version: number): Promise<number> {
+  const q = quoteIdentifier;
+  const { rows } = await db.query<{ n: string }>(
+    `select count(*) as n from ${q(table.schema)}.${q(table.name)} t where fieldkeep.fe_version(t.${q(column)}) = $1`,
+    [version],
+  );
+  return Number(rows[0]!.n);
+}
+
+export async function hasVersion(db: Queryable, table: TableShape, column: string, version: number): Promise<boolean> {
+  const q = quoteIdentifier;
+  const { rows } = await db.query<{ found: boolean }>(
+    `select exists (select from ${q(table.schema)}.${q(table.name)} t where fieldkeep.fe_version(t.${q(column)}) = $1) as found`,
+    [version],
+  );
+  return rows[0]!.found;
+}
+
+/** Transactions that hold a lock for writing on the table or a partition of it. */
+async function listWriters(db: Queryable, table: TableShape, among?: readonly string[]): Promise<string[]> {
+  const { rows } = await db.query<{ id: string }>(
+    `select distinct l.virtualtransaction as id from pg_locks l
+     where l.locktype = 'relation' and l.mode = 'RowExclusiveLock' and l.pid <> pg_backend_pid()
+       and l.database = (select oid from pg_database where datname = current_database())
+       and (l.relation = $1::regclass or l.relation in (select relid from pg_partition_tree($1::regclass)))
+       and ($2::text[] is null or l.virtualtransaction = any ($2))`,
+    [`${quoteIdentifier(table.schema)}.${quoteIdentifier(table.name)}`, among ?? null],
+  );
+  return rows.map((row) => row.id);
+}
+
+/**
+ * Waits until every transaction that was writing to the table has ended: what it wrote is then seen by a count. False
+ * when one has not ended within `maxMs`; the caller asks again later.
+ */
+export async function waitOutWriters(db: Queryable, table: TableShape, maxMs: number): Promise<boolean> {
+  const deadline = performance.now() + maxMs;
+  let writers = await listWriters(db, table);
+  while (writers.length > 0) {
+    if (performance.now() > deadline) return false;
+    await sleep(20);
+    writers = await listWriters(db, table, writers);
+  }
+  return true;
+}
