@@ -15,9 +15,10 @@ return case
   else 0 end;
 
 -- Called when a row was stored otherwise than sent (a trigger changed it, a type cut it): fails the whole statement.
-create function fieldkeep.fe_stored_otherwise(what text) returns int language plpgsql immutable as $$
+-- Volatile: the planner would call an immutable function of a constant by itself.
+create function fieldkeep.fe_stored_otherwise(what text) returns int language plpgsql volatile as $$
 begin
-  raise exception 'column % stores something else than it was sent', what using errcode = 'triggered_data_change_violation';
+  raise exception 'table % stores something else than it was sent', what using errcode = 'triggered_data_change_violation';
 end $$;
 
 -- A run brings registered columns up to date: after a rotation of one family, or by adopting plaintext.
@@ -74,6 +75,8 @@ create table fieldkeep.rotation_ranges (
   -- who works on it; a checkpoint is only written by the holder of the lease
   lease uuid,
   holder uuid,
+  -- why the last attempt failed: a code, for people; it is tried again
+  error text,
   finished_at timestamptz
 );
 create index rotation_ranges_unfinished on fieldkeep.rotation_ranges (rotation) where finished_at is null;

@@ -13,6 +13,7 @@ import { StartupError } from '../src/errors.ts';
 import { makePerson, type Person } from './demo/data.ts';
 import { verify } from './demo/verify.ts';
 import { startWriter } from './demo/writer.ts';
+import { followRun, type RunProgress } from './progress.ts';
 import {
   findService,
   formatSeconds,
@@ -79,42 +80,9 @@ async function load(owner: Pool, rows: number): Promise<Person[]> {
   return people;
 }
 
-interface Progress {
-  readonly id: string;
-  readonly phase: string;
-  readonly columns: readonly { column: string; total: number; done: number; left: number; failed: number }[];
-  readonly rowsPerSecond?: number;
-  readonly etaSeconds?: number;
-  readonly waitingFor?: string;
-}
-
-function describe(rotation: Progress): string {
-  const total = rotation.columns.reduce((sum, column) => sum + column.total, 0);
-  const done = rotation.columns.reduce((sum, column) => sum + column.done, 0);
-  const rate = rotation.rowsPerSecond === undefined ? '' : `${count(Math.round(rotation.rowsPerSecond))} rows/s`;
-  const eta = rotation.etaSeconds === undefined ? '' : `, ${formatSeconds(rotation.etaSeconds)} left`;
-  const waiting = rotation.waitingFor === undefined ? '' : ` (${rotation.waitingFor})`;
-  return progressLine(
-    `   ${rotation.phase.padEnd(13)}`,
-    done,
-    total,
-    `${count(done)} of ${count(total)}  ${rate}${eta}${waiting}`,
-  );
-}
-
-async function follow(api: Api, id: string, also: () => string): Promise<Progress> {
-  const progress = openProgress();
-  for (;;) {
-    const rotation = mustBeOk(await api.call(operator, 'GET', `/v1/rotations/${id}`)) as unknown as Progress;
-    const line = `${describe(rotation)}${also()}`;
-    if (rotation.phase === 'done' || rotation.phase === 'blocked') {
-      progress.end(line);
-      if (rotation.phase === 'blocked') throw new StartupError('The rotation is blocked: npm run status says why.');
-      return rotation;
-    }
-    progress.show(line);
-    await sleep(250);
-  }
+async function follow(api: Api, id: string, also?: () => string): Promise<void> {
+  const last = await followRun(api, id, { indent: '   ', ...(also !== undefined && { also }) });
+  if (last.phase === 'blocked') throw new StartupError('It is blocked: npm run status says why.');
 }
 
 async function census(owner: Pool): Promise<string> {
@@ -161,10 +129,10 @@ async function adopt(api: Api, owner: Pool): Promise<void> {
   const started = performance.now();
   for (;;) {
     const { items } = mustBeOk(await api.call(operator, 'GET', '/v1/rotations?limit=20')) as {
-      items: (Progress & { kind?: string })[];
+      items: RunProgress[];
     };
     const unfinished = items.find((item) => item.kind === 'adoption' && item.phase !== 'done');
-    if (unfinished !== undefined) await follow(api, unfinished.id, () => '');
+    if (unfinished !== undefined) await follow(api, unfinished.id);
     const { rows } = await owner.query<{ left: boolean }>(
       `select exists (select 1 from demo.employees where fieldkeep.fe_version(ssn) = 0)
            or exists (select 1 from demo.employees where fieldkeep.fe_version(bank) = 0)
@@ -188,7 +156,7 @@ async function rotate(api: Api, owner: Pool, people: Person[]): Promise<void> {
     const { id } = mustBeOk(await api.call(operator, 'POST', '/v1/keys/ssn/rotate', { reason: 'demo' })) as {
       id: string;
     };
-    await follow(api, id, () => `  writer: ${count(writer.written())}`);
+    await follow(api, id, () => ` · the application wrote ${count(writer.written())}`);
   } finally {
     await writer.stop();
   }

@@ -116,14 +116,19 @@ export function mustBeOk({ status, body }: Answer): Record<string, unknown> {
   throw new StartupError(`The service answered ${status} ${String(body.code)}: ${String(body.detail)}`);
 }
 
+function isConnectionError(error: unknown): boolean {
+  return error instanceof Error && 'code' in error && /^(ECONN|EPIPE|ENOTFOUND|ETIMEDOUT)/.test(String(error.code));
+}
+
 /** Runs a command: its errors become one sentence on stderr and exit code 1. */
 export async function run(main: () => Promise<void>): Promise<void> {
   try {
     await main();
   } catch (error) {
-    if (!(error instanceof StartupError) && !(error instanceof TypeError && 'code' in error)) throw error;
-    process.stderr.write(`${error.message}\n`);
     process.exitCode = 1;
+    if (error instanceof StartupError) process.stderr.write(`${error.message}\n`);
+    else if (isConnectionError(error)) process.stderr.write('The service went away: it does not answer any more.\n');
+    else throw error;
   }
 }
 
@@ -131,7 +136,7 @@ const barWidth = 28;
 
 /** One line of progress, rewritten in place on a terminal; `done` and `total` are rows. */
 export function progressLine(what: string, done: number, total: number, rest: string): string {
-  const share = total === 0 ? 1 : Math.min(1, done / total);
+  const share = total === 0 ? 0 : Math.min(1, done / total);
   const filled = Math.round(share * barWidth);
   const percent = `${Math.floor(share * 100)}%`.padStart(4);
   return `${what} ${'█'.repeat(filled)}${'░'.repeat(barWidth - filled)} ${percent}  ${rest}`;

@@ -93,7 +93,7 @@ export async function verify(
   let seen = 0;
   for (let last = 0; ;) {
     const { rows } = await owner.query<Row>(
-      'select id::text, tenant, ssn, bank, salary from demo.employees where id > $1 order by id limit $2',
+      'select e.id::text, e.tenant, e.ssn, e.bank, e.salary from demo.employees e where e.id > $1 order by e.id limit $2',
       [last, pageRows],
     );
     if (rows.length === 0) break;

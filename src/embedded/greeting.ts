@@ -42,8 +42,9 @@ function quote(path: string): string {
 
 function command(url: string, home: string, agent: string, file: string): string {
   const near = relative(process.cwd(), home);
-  const at = (name: string) => quote(join(near.startsWith('..') ? home : near, name));
-  const token = `$(npm run -s token -- --agent ${agent})`;
+  const at = (name: string) => quote(join(near.startsWith('..') || near === '' ? home : near, name));
+  const elsewhere = near === '.fieldkeep' ? '' : `FIELDKEEP_HOME=${at('')} `;
+  const token = `$(${elsewhere}npm run -s token -- --agent ${agent})`;
   return `  curl -s --cacert ${at('tls/ca.pem')} -H "authorization: Bearer ${token}" -H content-type:application/json -d @${at(`try/${file}`)} ${url}/v1/decrypt`;
 }
 

@@ -3,7 +3,17 @@
  * killed process left behind does not count. Everything in it is for its owner only. As root the folder can be passed
  * through, not read, by others: Postgres refuses to run as root and must reach its data below.
  */
-import { mkdirSync, openSync, closeSync, readFileSync, rmSync, writeFileSync, chmodSync, renameSync } from 'node:fs';
+import {
+  chmodSync,
+  closeSync,
+  linkSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { StartupError } from '../errors.ts';
 
@@ -28,6 +38,7 @@ function startTime(pid: number): string | undefined {
 
 /** Whether a process runs; a zombie does not. Where there is no /proc, a signal 0 decides. */
 export function isRunning(pid: number): boolean {
+  if (!(pid > 0)) return false; // 0 and below would be groups of processes
   try {
     process.kill(pid, 0);
   } catch (error) {
@@ -36,14 +47,39 @@ export function isRunning(pid: number): boolean {
   return process.platform !== 'linux' || startTime(pid) !== undefined;
 }
 
-function isHeld(lockFile: string): number | undefined {
+/** The process that holds the lock, if it still runs. */
+function findHolder(lock: string): number | undefined {
+  const [pid = 0, started] = lock.split(' ');
+  const known = startTime(Number(pid));
+  if (Number(pid) === process.pid || !isRunning(Number(pid))) return undefined;
+  return known === undefined || known === started ? Number(pid) : undefined;
+}
+
+/** Takes the lock unless somebody alive has it: then that process. Of two that start at once, one gets it. */
+function takeLock(file: string, mine: string): number | undefined {
+  const aside = `${file}.${process.pid}`;
+  for (;;) {
+    writePrivate(aside, mine);
+    try {
+      linkSync(aside, file); // comes into being with its content, or not at all
+      return undefined;
+    } catch (error) {
+      if (!(error instanceof Error && 'code' in error && error.code === 'EEXIST')) throw error;
+    } finally {
+      rmSync(aside);
+    }
+    const lock = readLock(file);
+    const holder = findHolder(lock);
+    if (holder !== undefined) return holder;
+    if (readLock(file) === lock) rmSync(file, { force: true });
+  }
+}
+
+function readLock(file: string): string {
   try {
-    const [pid = 0, started] = readFileSync(lockFile, 'utf8').split(' ');
-    const known = startTime(Number(pid));
-    if (Number(pid) === process.pid || !isRunning(Number(pid))) return undefined;
-    return known === undefined || known === started ? Number(pid) : undefined;
+    return readFileSync(file, 'utf8');
   } catch {
-    return undefined;
+    return ''; // gone since
   }
 }
 
@@ -68,12 +104,17 @@ export function openHome(path: string): Home {
       `The state folder ${path} cannot be used (${code}): it must be readable and writable for this user.`,
     );
   }
-  const holder = isHeld(lockFile);
+  const mine = `${process.pid} ${startTime(process.pid) ?? ''}`;
+  const holder = takeLock(lockFile, mine);
   if (holder !== undefined) {
     throw new StartupError(
       `Another service (process ${holder}) uses the state folder ${path}. Stop it, or set FIELDKEEP_HOME.`,
     );
   }
-  writePrivate(lockFile, `${process.pid} ${startTime(process.pid) ?? ''}`);
-  return { path, release: () => rmSync(lockFile, { force: true }) };
+  return {
+    path,
+    release() {
+      if (readLock(lockFile) === mine) rmSync(lockFile);
+    },
+  };
 }

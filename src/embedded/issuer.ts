@@ -43,17 +43,18 @@ async function loadKey(home: string): Promise<JWK> {
 /** The issuer of the state folder `home`. */
 export async function openIssuer(home: string): Promise<Issuer> {
   const jwk = await loadKey(home);
-  const { d: _private, ...publicJwk } = jwk;
+  const publicJwk = { ...jwk };
+  delete publicJwk.d;
   const key = await importJWK(jwk, 'EdDSA');
   return {
     jwks: { keys: [publicJwk] },
-    async issueToken({ audience, subject, actor, tenant, scope, ttlSeconds }) {
+    issueToken({ audience, subject, actor, tenant, scope, ttlSeconds }) {
       const claims = {
         ...(actor !== undefined && { act: { sub: actor } }),
         ...(tenant !== undefined && { tenant }),
         ...(scope !== undefined && { scope }),
       };
-      return await new SignJWT(claims)
+      return new SignJWT(claims)
         .setProtectedHeader({ alg: 'EdDSA', typ: 'at+jwt', kid: jwk.kid! })
         .setIssuer(localIss)
         .setAudience(audience)

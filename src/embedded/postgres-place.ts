@@ -31,51 +31,51 @@ export interface Place {
 const userName = 'fieldkeep';
 const farFolder = '/var/lib/fieldkeep';
 
-function idOf(flag: string): number | undefined {
+/** Ways to make a system user: where there are shadow's tools, and where there is only BusyBox. */
+const userMakers: readonly (readonly [command: string, ...args: string[]])[] = [
+  [
+    'useradd',
+    '--system',
+    '--user-group',
+    '--no-create-home',
+    '--home-dir',
+    '/nonexistent',
+    '--shell',
+    '/usr/sbin/nologin',
+  ],
+  ['adduser', '-S', '-D', '-H', '-s', '/sbin/nologin'],
+];
+
+function findUser(): { uid: number; gid: number } | undefined {
+  const read = (flag: string) =>
+    Number(execFileSync('id', [flag, userName], { stdio: ['ignore', 'pipe', 'ignore'] }).toString());
   try {
-    return Number(execFileSync('id', [flag, userName], { stdio: ['ignore', 'pipe', 'ignore'] }).toString());
+    return { uid: read('-u'), gid: read('-g') };
   } catch {
     return undefined;
   }
 }
 
-/** The system user, made when it is missing (useradd, or adduser where there is only that). */
 function ensureUser(): { uid: number; gid: number } {
-  const attempts: [string, string[]][] = [
-    [
-      'useradd',
-      [
-        '--system',
-        '--user-group',
-        '--no-create-home',
-        '--home-dir',
-        '/nonexistent',
-        '--shell',
-        '/usr/sbin/nologin',
-        userName,
-      ],
-    ],
-    ['adduser', ['-S', '-D', '-H', '-s', '/sbin/nologin', userName]],
-  ];
-  for (const [command, args] of [undefined, ...attempts].map((each) => each ?? (['true', []] as [string, string[]]))) {
+  for (const maker of [undefined, ...userMakers]) {
     try {
-      execFileSync(command, args, { stdio: 'ignore' });
+      if (maker !== undefined) execFileSync(maker[0], [...maker.slice(1), userName], { stdio: 'ignore' });
     } catch {
-      // not there, or it did not work: the look-up below tells
+      // not there, or it did not work: the look-up tells
     }
-    const [uid, gid] = [idOf('-u'), idOf('-g')];
-    if (uid !== undefined && gid !== undefined) return { uid, gid };
+    const user = findUser();
+    if (user !== undefined) return user;
   }
   throw new StartupError(
     `Postgres does not run as root, and the system user ${userName} could not be made. Run the service as an ordinary user, or set DATABASE_URL.`,
   );
 }
 
-/** Whether everybody may pass through every folder above and including `path`. */
-function isReachable(path: string): boolean {
+/** The first folder on the way to `path`, itself included, that is closed to others. */
+function findClosed(path: string): string | undefined {
   for (let folder = path; ; folder = dirname(folder)) {
-    if ((statSync(folder).mode & 0o001) === 0) return false;
-    if (folder === dirname(folder)) return true;
+    if ((statSync(folder).mode & 0o001) === 0) return folder;
+    if (folder === dirname(folder)) return undefined;
   }
 }
 
@@ -104,6 +104,7 @@ function copyBinaries({ folder, version }: Binaries): string {
   const fresh = `${copy}.${process.pid}`;
   rmSync(fresh, { recursive: true, force: true });
   cpSync(folder, fresh, { recursive: true, verbatimSymlinks: true });
+  execFileSync('chmod', ['-R', 'a+rX', fresh]); // they were installed under a umask of 077, perhaps
   renameSync(fresh, copy);
   return copy;
 }
@@ -115,6 +116,19 @@ function ownFolder(path: string, { uid, gid }: { uid: number; gid: number }): st
   return path;
 }
 
+/** A cluster stays where it was made: anything else would start empty beside the data, and without a word. */
+function chooseFolder(home: string, far: string): string {
+  const near = join(home, 'postgres');
+  const closed = findClosed(home);
+  if (closed === undefined) return existsSync(join(far, 'data')) ? far : near;
+  if (existsSync(join(near, 'data'))) {
+    throw new StartupError(
+      `Postgres does not run as root, and its own user cannot reach ${near}: ${closed} is closed to others. Open it (chmod o+x).`,
+    );
+  }
+  return far;
+}
+
 /** `id` names this cluster in the far folder: a state folder that was deleted and made again gets a fresh one. */
 export function placePostgres(home: string, id: string): Place {
   const binaries = findBinaries();
@@ -124,10 +138,10 @@ export function placePostgres(home: string, id: string): Place {
     return { bin: join(binaries.folder, 'bin'), data: join(home, 'postgres', 'data'), log };
   }
   const user = ensureUser();
-  mkdirSync(farFolder, { recursive: true, mode: 0o755 });
-  const folder = isReachable(binaries.folder) ? binaries.folder : copyBinaries(binaries);
-  const far = join(farFolder, id);
-  const near = join(home, 'postgres');
-  const parent = ownFolder(isReachable(home) ? near : far, user);
+  mkdirSync(farFolder, { recursive: true });
+  chmodSync(farFolder, 0o755); // whatever the umask
+  const reachable = findClosed(join(binaries.folder, 'bin', 'postgres')) === undefined;
+  const folder = reachable ? binaries.folder : copyBinaries(binaries);
+  const parent = ownFolder(chooseFolder(home, join(farFolder, id)), user);
   return { bin: join(folder, 'bin'), data: join(parent, 'data'), log, user };
 }

@@ -5,7 +5,7 @@
  * server that outlived its service is taken over. It listens on loopback only, with passwords that nobody knows but the
  * state folder.
  */
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { randomBytes, randomUUID } from 'node:crypto';
 import {
   closeSync,
@@ -118,29 +118,31 @@ async function findRunning(place: Place, secrets: Secrets): Promise<{ pid: numbe
   const lines = readFileSync(file, 'utf8').split('\n');
   const pid = Number(lines[0]);
   const port = Number(lines[3]);
-  if (isRunning(pid)) {
-    for (let n = 0; n < 50; n += 1) {
-      if (await answers(urlOf(ownerRole, secrets.ownerPassword, port, 'postgres'))) return { pid, port };
-      if (!isRunning(pid)) break;
-      if (!isPostgres(pid)) break;
-      await sleep(200); // starting up, or shutting down
-    }
-    if (isRunning(pid) && isPostgres(pid)) {
-      throw new StartupError(
-        `A Postgres (process ${pid}) holds ${place.data} and does not answer. Stop it and start again.`,
-      );
-    }
+  const isOurs = () => isRunning(pid) && isServerOf(pid, place);
+  for (let n = 0; n < 50 && isOurs(); n += 1) {
+    if (await answers(urlOf(ownerRole, secrets.ownerPassword, port, 'postgres'))) return { pid, port };
+    await sleep(200); // starting up, or shutting down
+  }
+  if (isOurs()) {
+    throw new StartupError(
+      `A Postgres (process ${pid}) holds ${place.data} and does not answer. Stop it and start again.`,
+    );
   }
   // Dead, a zombie, or a number that another program has now. Postgres takes the last two for alive.
   rmSync(file, { force: true });
   return undefined;
 }
 
-function isPostgres(pid: number): boolean {
+/** Whether a process is the server of this cluster: numbers are given again, to other programs and to other servers. */
+function isServerOf(pid: number, place: Place): boolean {
   try {
-    return readFileSync(`/proc/${pid}/comm`, 'utf8').trim() === 'postgres';
+    if (process.platform === 'linux')
+      return readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0').includes(place.data);
+    return execFileSync('ps', ['-ww', '-o', 'args=', '-p', String(pid)])
+      .toString()
+      .includes(place.data);
   } catch {
-    return process.platform !== 'linux';
+    return false;
   }
 }
 

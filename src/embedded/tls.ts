@@ -2,8 +2,8 @@
  * TLS for a laptop: a certificate authority of its own, and a server certificate for localhost made by it. Clients trust
  * `tls/ca.pem`. The authority stays when the server certificate is renewed.
  */
-import { X509Certificate } from 'node:crypto';
-import { existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { createPrivateKey, X509Certificate } from 'node:crypto';
+import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import 'reflect-metadata'; // @peculiar/x509 wants it loaded first
 import { Crypto } from '@peculiar/webcrypto';
@@ -37,7 +37,7 @@ async function exportKey(key: CryptoKeyOf): Promise<string> {
 
 async function importKey(pem: string): Promise<CryptoKeyOf> {
   const der = Buffer.from(pem.replace(/-----[^-]+-----|\s/g, ''), 'base64');
-  return await engine.subtle.importKey('pkcs8', der, algorithm, true, ['sign']);
+  return engine.subtle.importKey('pkcs8', der, algorithm, true, ['sign']);
 }
 
 type CryptoKeyOf = Parameters<typeof engine.subtle.exportKey>[1];
@@ -94,29 +94,36 @@ async function makeLeaf(caPem: string, caKeyPem: string): Promise<{ cert: string
   return { cert: cert.toString('pem'), key: await exportKey(keys.privateKey) };
 }
 
-function isStillGood(certFile: string): boolean {
-  if (!existsSync(certFile)) return false;
-  const { validTo } = new X509Certificate(readFileSync(certFile));
-  return Date.parse(validTo) - Date.now() > renewBeforeDays * dayMs;
+/** Whether a certificate can stay: readable, not about to expire, with its key beside it, and made by `ca` where given. */
+function isStillGood(certFile: string, keyFile: string, ca?: string): boolean {
+  try {
+    const cert = new X509Certificate(readFileSync(certFile));
+    return (
+      Date.parse(cert.validTo) - Date.now() > renewBeforeDays * dayMs &&
+      cert.checkPrivateKey(createPrivateKey(readFileSync(keyFile))) &&
+      (ca === undefined || cert.verify(new X509Certificate(ca).publicKey))
+    );
+  } catch {
+    return false; // missing, or cut short by a crash
+  }
 }
 
 /** The files under `home`/tls, made on first start and renewed a month before they expire. */
 export async function ensureTls(home: string): Promise<TlsFiles> {
   const folder = join(home, 'tls');
   const file = (name: string) => join(folder, name);
+  const read = (name: string) => readFileSync(file(name), 'utf8');
   mkdirSync(folder, { recursive: true, mode: 0o700 });
-  if (!isStillGood(file('ca.pem')) || !existsSync(file('ca-key.pem'))) {
+  if (!isStillGood(file('ca.pem'), file('ca-key.pem'))) {
     const authority = await makeAuthority();
     writePrivate(file('ca-key.pem'), authority.key);
     writePrivate(file('ca.pem'), authority.cert);
-    const leaf = await makeLeaf(authority.cert, authority.key);
-    writePrivate(file('key.pem'), leaf.key);
-    writePrivate(file('cert.pem'), leaf.cert);
-  } else if (!isStillGood(file('cert.pem')) || !existsSync(file('key.pem'))) {
-    const leaf = await makeLeaf(readFileSync(file('ca.pem'), 'utf8'), readFileSync(file('ca-key.pem'), 'utf8'));
+  }
+  const ca = read('ca.pem');
+  if (!isStillGood(file('cert.pem'), file('key.pem'), ca)) {
+    const leaf = await makeLeaf(ca, read('ca-key.pem'));
     writePrivate(file('key.pem'), leaf.key);
     writePrivate(file('cert.pem'), leaf.cert);
   }
-  const read = (name: string) => readFileSync(file(name), 'utf8');
-  return { cert: read('cert.pem'), key: read('key.pem'), ca: read('ca.pem') };
+  return { cert: read('cert.pem'), key: read('key.pem'), ca };
 }

@@ -5,9 +5,10 @@
  */
 import { CronJob } from 'cron';
 import type { PgBoss } from 'pg-boss';
+import { describeError } from '../errors.ts';
 import { advance, startAdoption, startDue, type DriverShop } from '../rotation/run.ts';
 import { workRange } from '../rotation/range.ts';
-import { LeaseLost, listFreeRanges, listUnfinished } from '../rotation/store.ts';
+import { LeaseLost, listFreeRanges, listUnfinished, setRangeError } from '../rotation/store.ts';
 import { rangeQueue, type RangeJob } from './queues.ts';
 
 const everyTwoSeconds = '*/2 * * * * *';
@@ -69,8 +70,13 @@ export async function startWorkers(
     { pollingIntervalSeconds: pollSeconds, heartbeatRefreshSeconds: 3 },
     async (jobs) => {
       for (const job of jobs) {
-        await workRange(shop(), job.data.rangeId, () => stopping).catch((error: unknown) => {
-          if (!(error instanceof LeaseLost)) throw error; // somebody else goes on with it
+        await workRange(shop(), job.data.rangeId, () => stopping).catch(async (error: unknown) => {
+          if (error instanceof LeaseLost) return; // somebody else goes on with it
+          onError(error);
+          const { name, code } = describeError(error);
+          await setRangeError(shop().pool, job.data.rangeId, code ?? name).catch(onError);
+          // pg-boss stores what is thrown with the job, and Postgres may quote a row in its errors.
+          throw new Error(`The range failed: ${JSON.stringify(describeError(error))}`);
         });
       }
       wake(); // it may have been the last one

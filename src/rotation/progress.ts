@@ -1,7 +1,7 @@
 /** How far a run is, as the API and the commands show it. */
 import type { Queryable } from '../db.ts';
 import { searchTokenTtlMs } from './plan.ts';
-import { listProgress, type ColumnProgress, type Run } from './store.ts';
+import { findRangeError, listProgress, type ColumnProgress, type Run } from './store.ts';
 
 export interface RunView {
   readonly id: string;
@@ -14,6 +14,8 @@ export interface RunView {
   readonly etaSeconds?: number;
   readonly waitingFor?: string;
   readonly blocked?: string;
+  /** What failed last and is being tried again. */
+  readonly retrying?: string;
   readonly pass: number;
   readonly reason?: string;
   readonly requestedBy: string;
@@ -42,6 +44,7 @@ export async function viewRun(db: Queryable, run: Run): Promise<RunView> {
   const seconds = run.plannedAt === undefined ? 0 : (end.getTime() - run.plannedAt.getTime()) / 1000;
   const rate = seconds > 0 && done > 0 ? done / seconds : undefined;
   const waiting = waitingFor(run);
+  const error = run.unfinishedRanges > 0 ? await findRangeError(db, run.id) : undefined;
   return {
     id: run.id,
     kind: run.kind,
@@ -55,6 +58,7 @@ export async function viewRun(db: Queryable, run: Run): Promise<RunView> {
     ...(run.phase === 're-encrypting' && rate !== undefined && { rowsPerSecond: Math.round(rate) }),
     ...(run.phase === 're-encrypting' && rate !== undefined && { etaSeconds: Math.ceil(left / rate) }),
     ...(waiting !== undefined && { waitingFor: waiting }),
+    ...(error !== undefined && { retrying: `a range of ${error.table} failed with ${error.error}` }),
     ...(run.blocked !== undefined && run.phase !== 'done' && { blocked: run.blocked }),
     ...(run.reason !== undefined && { reason: run.reason }),
     ...(run.activatedAt !== undefined && { activatedAt: run.activatedAt }),

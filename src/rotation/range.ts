@@ -209,12 +209,13 @@ async function workThrough(job: Job, isStopping: () => boolean): Promise<boolean
     result = checkpoint = undefined;
   };
   for (;;) {
-    const { value: prepared, done } = await upcoming;
-    if (done === true || prepared === undefined || isStopping()) {
+    const round = await upcoming;
+    if (round.done === true || isStopping()) {
       await flush();
       await batches.return(undefined);
-      return done === true;
+      return round.done === true;
     }
+    const prepared = round.value;
     await flush(record(job, 'intent', prepared.changes.length));
     upcoming = batches.next(); // read and renewed while Postgres updates
     upcoming.catch(() => undefined); // looked at in the next round, unless the update fails first

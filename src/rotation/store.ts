@@ -299,7 +299,7 @@ export class LeaseLost extends Error {
 /** Writes down how far a range got. Errors: LeaseLost, and then nothing is written. */
 export async function insertCheckpoint(tx: Client, range: Range, lease: string, point: Checkpoint): Promise<void> {
   const { rowCount } = await tx.query(
-    'update fieldkeep.rotation_ranges set step = $3, cursor = $4 where id = $1 and lease = $2 and finished_at is null',
+    'update fieldkeep.rotation_ranges set step = $3, cursor = $4, error = null where id = $1 and lease = $2 and finished_at is null',
     [range.id, lease, point.step, point.cursor],
   );
   if (rowCount !== 1) throw new LeaseLost();
@@ -323,6 +323,24 @@ export async function insertCheckpoint(tx: Client, range: Range, lease: string, 
       range.pass,
     ],
   );
+}
+
+/** Notes why an attempt at the range failed. */
+export async function setRangeError(db: Queryable, id: string, error: string): Promise<void> {
+  await db.query('update fieldkeep.rotation_ranges set error = $2 where id = $1 and finished_at is null', [id, error]);
+}
+
+/** What went wrong last with an unfinished range of the run, if anything: table and code. */
+export async function findRangeError(
+  db: Queryable,
+  run: string,
+): Promise<{ table: string; error: string } | undefined> {
+  const { rows } = await db.query<{ table: string; error: string }>(
+    `select "table", error from fieldkeep.rotation_ranges
+     where rotation = $1 and finished_at is null and error is not null limit 1`,
+    [run],
+  );
+  return rows[0];
 }
 
 export async function finishRange(db: Queryable, id: string, lease: string): Promise<void> {

@@ -1,0 +1,62 @@
+/**
+ * npm run rotate -- FAMILY [--wait] [--reason "…"] [--compromised] [--dry-run] [--json]
+ *
+ * Starts a rotation of a key family, as the operator; with --wait follows it to its end.
+ */
+import { parseArgs } from 'node:util';
+import { StartupError } from '../src/errors.ts';
+import { followRun, type RunProgress } from './progress.ts';
+import { getService, mustBeOk, openApi, run, type Caller } from './support.ts';
+
+const usage = 'Usage: npm run rotate -- FAMILY [--wait] [--reason "…"] [--compromised] [--dry-run] [--json]';
+const operator: Caller = { name: 'operator' };
+
+function readArguments() {
+  try {
+    return parseArgs({
+      allowPositionals: true,
+      options: {
+        wait: { type: 'boolean', default: false },
+        reason: { type: 'string' },
+        compromised: { type: 'boolean', default: false },
+        'dry-run': { type: 'boolean', default: false },
+        json: { type: 'boolean', default: false },
+      },
+    });
+  } catch {
+    throw new StartupError(usage);
+  }
+}
+
+function describe(answer: RunProgress, dryRun: boolean): string {
+  const family = answer.family ?? '';
+  if (!dryRun)
+    return `Rotation ${answer.id} of ${family} to version ${answer.version} has started. Follow it: npm run status`;
+  const columns = answer.columns.map(
+    ({ table, column, total }) => `  ${table}.${column}: ${total.toLocaleString('en-US')} values`,
+  );
+  return [`A rotation of ${family} would make version ${answer.version} and re-encrypt:`, ...columns].join('\n');
+}
+
+await run(async () => {
+  const { values, positionals } = readArguments();
+  const [family] = positionals;
+  if (family === undefined || positionals.length > 1) throw new StartupError(usage);
+  const api = await openApi(getService());
+  try {
+    const body = {
+      ...(values.reason !== undefined && { reason: values.reason }),
+      ...(values.compromised && { compromised: true }),
+      ...(values['dry-run'] && { dryRun: true }),
+    };
+    const path = `/v1/keys/${encodeURIComponent(family)}/rotate`;
+    const answer = mustBeOk(await api.call(operator, 'POST', path, body)) as unknown as RunProgress;
+    if (!values.json) process.stdout.write(`${describe(answer, values['dry-run'])}\n`);
+    const follow = values.wait && !values['dry-run'];
+    const last = follow ? await followRun(api, answer.id, { quiet: values.json }) : answer;
+    if (values.json) process.stdout.write(`${JSON.stringify(last)}\n`);
+    if (last.phase === 'blocked') process.exitCode = 1;
+  } finally {
+    api.close();
+  }
+});

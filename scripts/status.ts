@@ -1,0 +1,67 @@
+/** npm run status [-- --json]: the state of every key family, what is rotating, and what comes next. */
+import { parseArgs } from 'node:util';
+import { describeRun, type RunProgress } from './progress.ts';
+import { getService, mustBeOk, openApi, run, type Caller } from './support.ts';
+
+const operator: Caller = { name: 'operator' };
+
+interface Family {
+  readonly family: string;
+  readonly active?: number;
+  readonly versions: readonly { version: number; state: string; lastUsedAt?: string }[];
+  readonly census: readonly { table: string; column: string; versions: Readonly<Record<string, number>> }[];
+  readonly nextRotationAt?: string;
+}
+
+const format = (n: number) => n.toLocaleString('en-US');
+
+function nameVersion(version: string): string {
+  if (version === '0') return 'plaintext';
+  return version === '-1' ? 'malformed' : `v${version}`;
+}
+
+function describeFamily(family: Family): string[] {
+  const versions = family.versions.map(({ version, state }) => `v${version} ${state}`).join(', ');
+  const next =
+    family.nextRotationAt === undefined ? 'no schedule' : `next rotation ${family.nextRotationAt.slice(0, 10)}`;
+  const lines = [`${family.family.padEnd(10)} ${versions} · ${next}`];
+  for (const { table, column, versions: counts } of family.census) {
+    const text = Object.entries(counts).map(([version, n]) => `${nameVersion(version)}: ${format(n)}`);
+    lines.push(`${' '.repeat(11)}${table}.${column}  ${text.length === 0 ? 'empty' : text.join('  ')}`);
+  }
+  return lines;
+}
+
+function describeRuns(runs: readonly RunProgress[]): string[] {
+  const unfinished = runs.filter((each) => each.phase !== 'done');
+  if (unfinished.length === 0) {
+    const last = runs[0];
+    return [
+      last === undefined
+        ? 'Nothing was rotated yet.'
+        : `Nothing is rotating. The last ${last.kind} ended ${last.doneAt}.`,
+    ];
+  }
+  return unfinished.flatMap((each) => {
+    const name = each.kind === 'adoption' ? 'adoption' : `${each.family} to v${each.version}`;
+    return [`${name}: ${describeRun(each)}`, ...(each.blocked === undefined ? [] : [`  Blocked: ${each.blocked}`])];
+  });
+}
+
+await run(async () => {
+  const { values } = parseArgs({ options: { json: { type: 'boolean', default: false } } });
+  const service = getService();
+  const api = await openApi(service);
+  try {
+    const keys = mustBeOk(await api.call(operator, 'GET', '/v1/keys')).items as Family[];
+    const rotations = mustBeOk(await api.call(operator, 'GET', '/v1/rotations?limit=20')).items as RunProgress[];
+    if (values.json) {
+      process.stdout.write(`${JSON.stringify({ url: service.url, keys, rotations })}\n`);
+      return;
+    }
+    const lines = [service.url, '', ...keys.flatMap(describeFamily), '', ...describeRuns(rotations)];
+    process.stdout.write(`${lines.join('\n')}\n`);
+  } finally {
+    api.close();
+  }
+});
