@@ -86,30 +86,35 @@ export async function readBatch(db: Queryable, table: TableShape, request: ReadR
   }));
 }
 
-/** The text of the update for `columns`; the same for every batch, so that it can be prepared. */
+/**
+ * The text of the update for `columns`; the same for every batch. The row's place (ctid) leads from the lock to the update
+ * without a second look at the key. A row that changed after the statement began is locked at a place that the
+ * statement does not see, and so is left for the next pass.
+ */
 export function updateSql(table: TableShape, columns: readonly string[], skipLocked: boolean): string {
   const keys = table.key.map((_, i) => `k${i}`);
-  const hasTenant = 'column' in table.tenant;
-  const inputs = [...keys, ...(hasTenant ? ['tenant'] : []), ...columns.flatMap((_, i) => [`r${i}`, `n${i}`])];
+  const tenant = 'column' in table.tenant ? [table.tenant.column] : [];
+  const inputs = [...keys, ...tenant.map(() => 'tenant'), ...columns.flatMap((_, i) => [`r${i}`, `n${i}`])];
   const types = [...table.key.map(({ type }) => type), ...inputs.slice(keys.length).map(() => 'text')];
-  const onKey = (other: string) => table.key.map(({ name }, i) => `t.${q(name)} = ${other}.k${i}`).join(' and ');
   const unchanged = (column: string, read: string) => `t.${q(column)}::text ${collateC} is not distinct from i.${read}`;
-  const stored = columns.map((column, i) => `t.${q(column)}::text ${collateC} is distinct from i.n${i}`).join(' or ');
+  const conditions = [
+    ...table.key.map(({ name }, i) => `t.${q(name)} = i.k${i}`),
+    ...tenant.map((column) => unchanged(column, 'tenant')),
+    ...columns.map((column, i) => unchanged(column, `r${i}`)),
+  ];
+  const stored = columns.map((column, i) => `t.${q(column)}::text ${collateC} is distinct from l.n${i}`).join(' or ');
   return `
-    with i as materialized (
-      select * from unnest(${types.map((type, n) => `$${n + 1}::${type}[]`).join(', ')}) as u(${inputs.join(', ')})
-    ), l as materialized (
-      select ${table.key.map(({ name }, n) => `t.${q(name)} as k${n}`).join(', ')}
-      from ${tableName(table)} t join i on ${onKey('i')}
+    with l as materialized (
+      select t.tableoid as part, t.ctid as place, i.*
+      from ${tableName(table)} t
+      join unnest(${types.map((type, n) => `$${n + 1}::${type}[]`).join(', ')}) as i(${inputs.join(', ')})
+        on ${conditions.join(' and ')}
       order by ${table.key.map(({ name }) => `t.${q(name)}`).join(', ')}
       for no key update of t ${skipLocked ? 'skip locked' : ''}
     )
-    update ${tableName(table)} t set ${columns.map((column, n) => `${q(column)} = i.n${n}`).join(', ')}
-    from i join l using (${keys.join(', ')})
-    where ${onKey('i')}
-      ${'column' in table.tenant ? `and ${unchanged(table.tenant.column, 'tenant')}` : ''}
-      ${columns.map((column, n) => `and ${unchanged(column, `r${n}`)}`).join(' ')}
-    returning ${keys.map((key) => `i.${key}::text`).join(', ')},
+    update ${tableName(table)} t set ${columns.map((column, n) => `${q(column)} = l.n${n}`).join(', ')}
+    from l where t.ctid = l.place and t.tableoid = l.part
+    returning ${keys.map((key) => `l.${key}::text`).join(', ')},
       case when ${stored} then fieldkeep.fe_stored_otherwise('${table.address.replaceAll("'", "''")}') end`;
 }
 

@@ -34,8 +34,10 @@ function waitingFor(run: Run): string | undefined {
 
 export async function viewRun(db: Queryable, run: Run): Promise<RunView> {
   const progress = await listProgress(db, run.id);
+  // Rows that came after the first pass was planned are done too.
   const columns = progress.map((column) => ({
     ...column,
+    total: Math.max(column.total, column.done + column.failed),
     left: run.phase === 'done' ? 0 : Math.max(0, column.total - column.done - column.failed),
   }));
   const done = columns.reduce((sum, column) => sum + column.done, 0);
