@@ -87,9 +87,8 @@ export async function readBatch(db: Queryable, table: TableShape, request: ReadR
 }
 
 /**
- * The text of the update for `columns`; the same for every batch. The row's place (ctid) leads from the lock to the update
- * without a second look at the key. A row that changed after the statement began is locked at a place that the
- * statement does not see, and so is left for the next pass.
+ * The text of the update for `columns`; the same for every batch. What was read is compared while the row is locked, in its
+ * newest version; nobody can change it between that and the update.
  */
 export function updateSql(table: TableShape, columns: readonly string[], skipLocked: boolean): string {
   const keys = table.key.map((_, i) => `k${i}`);
@@ -105,7 +104,7 @@ export function updateSql(table: TableShape, columns: readonly string[], skipLoc
   const stored = columns.map((column, i) => `t.${q(column)}::text ${collateC} is distinct from l.n${i}`).join(' or ');
   return `
     with l as materialized (
-      select t.tableoid as part, t.ctid as place, i.*
+      select i.*
       from ${tableName(table)} t
       join unnest(${types.map((type, n) => `$${n + 1}::${type}[]`).join(', ')}) as i(${inputs.join(', ')})
         on ${conditions.join(' and ')}
@@ -113,7 +112,7 @@ export function updateSql(table: TableShape, columns: readonly string[], skipLoc
       for no key update of t ${skipLocked ? 'skip locked' : ''}
     )
     update ${tableName(table)} t set ${columns.map((column, n) => `${q(column)} = l.n${n}`).join(', ')}
-    from l where t.ctid = l.place and t.tableoid = l.part
+    from l where ${table.key.map(({ name }, i) => `t.${q(name)} = l.k${i}`).join(' and ')}
     returning ${keys.map((key) => `l.${key}::text`).join(', ')},
       case when ${stored} then fieldkeep.fe_stored_otherwise('${table.address.replaceAll("'", "''")}') end`;
 }

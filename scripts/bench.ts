@@ -1,0 +1,38 @@
+/**
+ * npm run bench [-- crypto] [api] [rotation] [--rounds 5] [--seconds 2] [--rows 100000] [--json]
+ *
+ * Measures us beside our limits, in turn and in one run, because machines are noisy and only ratios travel: a bare
+ * cipher loop, a bare Express handler behind the same TLS, the same UPDATEs without crypto. Figures are medians of rounds.
+ */
+import { parseArgs } from 'node:util';
+import { benchApi } from './bench/api.ts';
+import { benchCrypto } from './bench/crypto.ts';
+import { benchRotation } from './bench/rotation.ts';
+import { formatTable, type Section } from './bench/table.ts';
+import { run } from './support.ts';
+
+const sections = { crypto: benchCrypto, api: benchApi, rotation: benchRotation } as const;
+type Name = keyof typeof sections;
+
+await run(async () => {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: {
+      rounds: { type: 'string', default: '5' },
+      seconds: { type: 'string', default: '2' },
+      rows: { type: 'string', default: '100000' },
+      json: { type: 'boolean', default: false },
+    },
+  });
+  const names = Object.keys(sections) as Name[];
+  const chosen = positionals.length === 0 ? names : names.filter((name) => positionals.includes(name));
+  const options = { rounds: Number(values.rounds), seconds: Number(values.seconds), rows: Number(values.rows) };
+  const results: Section[] = [];
+  for (const name of chosen) {
+    if (!values.json) process.stdout.write(`${name} …\n`);
+    const measured = await sections[name](options);
+    results.push(...measured);
+    if (!values.json) for (const section of measured) process.stdout.write(`\n${formatTable(section)}\n`);
+  }
+  if (values.json) process.stdout.write(`${JSON.stringify(results)}\n`);
+});
