@@ -55,11 +55,11 @@ export function pad(plaintext: string, padTo: PadTo): Buffer {
 
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
-/** P as text. Errors: `decryption_failed`. The amount of padding is not checked, its form is. */
+/** P as text. Errors: `decryption_failed`. The amount of padding is not checked; its form is, and the text's own limit. */
 export function unpad(padded: Buffer): string {
   let end = padded.length - 1;
   while (end >= 0 && padded[end] === 0) end -= 1;
-  if (end < 0 || padded[end] !== 0x80) throw decryptionFailed();
+  if (end < 0 || end > plaintextBytesMax || padded[end] !== 0x80) throw decryptionFailed();
   try {
     return utf8.decode(padded.subarray(0, end));
   } catch {
