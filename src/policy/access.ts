@@ -117,9 +117,11 @@ function deny(policy: Policy, question: Question, ruleId: string): Decision {
   return { decision: 'deny', ruleId, policyVersion: policy.version, missingScope: describeScope(question) };
 }
 
-/** The highest view that every side allows, as a place on the ladder. */
-function lowestRank(fieldClass: FieldClass, rights: readonly Right[]): number {
-  return Math.max(...rights.map((right) => (right.view === undefined ? 0 : rank(fieldClass, right.view))));
+/** The side that allows the least, and with it the highest view that every side allows. */
+function findNarrowest(fieldClass: FieldClass, rights: readonly Right[]): Right & { readonly view: View } {
+  const places = rights.map(({ view }) => (view === undefined ? 0 : rank(fieldClass, view)));
+  const place = Math.max(...places);
+  return { ...rights[places.indexOf(place)]!, view: fieldClass.views[place]! };
 }
 
 /**
@@ -137,9 +139,11 @@ export function decide(policy: Policy, who: Principal, question: Question): Deci
   if (refusal !== undefined) return deny(policy, question, refusal.ruleId);
   const allow: Decision = { decision: 'allow', ruleId: rights[0]!.ruleId, policyVersion: policy.version };
   if (question.action !== 'decrypt' || fieldClass === undefined) return allow;
-  const highest = lowestRank(fieldClass, rights);
+  const narrowest = findNarrowest(fieldClass, rights);
+  const highest = rank(fieldClass, narrowest.view);
   if (view !== undefined) {
-    if (rank(fieldClass, view) < highest) return deny(policy, question, rights[0]!.ruleId);
+    if (rank(fieldClass, view) < highest)
+      return deny(policy, question, narrowest.ruleId === 'token' ? 'token' : 'default');
     return { ...allow, view };
   }
   const usual = Math.max(highest, rank(fieldClass, fieldClass.defaultView));

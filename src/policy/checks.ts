@@ -2,6 +2,7 @@
  * What the shape of keys-policy.json cannot say: names that must exist, ladders that must be in order, rights that only
  * some may hold. Every problem is collected with its place; nothing stops at the first. Pure.
  */
+import { findLocalIssuer, identitiesOf } from './compile.ts';
 import type { PolicyFile, PrincipalEntry } from './schema.ts';
 import { parseScope, systemActions } from './scope.ts';
 import { parseDecimal } from './views.ts';
@@ -26,6 +27,14 @@ function isLadder(views: readonly string[]): boolean {
   });
 }
 
+/** A duration of zero, however it is written. */
+const isNothing = (duration: string) => !/[1-9]/.test(duration);
+
+/** Never what an object inherits: `constructor` is a possible name of a class. */
+function findClass(file: PolicyFile, name: string) {
+  return Object.hasOwn(file.classes, name) ? file.classes[name] : undefined;
+}
+
 function checkClasses(file: PolicyFile, add: Add): void {
   for (const [name, fieldClass] of Object.entries(file.classes)) {
     const at = `classes.${name}`;
@@ -41,7 +50,7 @@ function checkClasses(file: PolicyFile, add: Add): void {
     }
     const edges = (fieldClass.edges ?? []).map((edge) => parseDecimal(edge)!);
     if (edges.some((edge, i) => i > 0 && edge <= edges[i - 1]!)) add(`${at}.edges`, 'must be ascending');
-    if (/^PT?(0[A-Z]T?)+$/.test(fieldClass.rotateEvery)) add(`${at}.rotateEvery`, 'must be longer than nothing');
+    if (isNothing(fieldClass.rotateEvery)) add(`${at}.rotateEvery`, 'must be longer than nothing');
   }
 }
 
@@ -53,7 +62,7 @@ function checkScope(file: PolicyFile, text: string, at: string, deny: boolean, a
   }
   if (scope.action === '*' && !deny) add(at, 'grants name their action; only a deny may say *');
   if (deny && scope.view !== undefined) add(at, 'a deny covers every view: leave the view out');
-  const named = scope.class === undefined || scope.class === '*' ? undefined : file.classes[scope.class];
+  const named = scope.class === undefined || scope.class === '*' ? undefined : findClass(file, scope.class);
   if (scope.class !== undefined && scope.class !== '*' && named === undefined)
     add(at, `there is no class ${scope.class}`);
   if (named !== undefined && scope.view !== undefined && !named.views.includes(scope.view)) {
@@ -79,6 +88,7 @@ function checkGrants(file: PolicyFile, principal: PrincipalEntry, at: string, ad
 
 function checkPrincipals(file: PolicyFile, add: Add): void {
   const identities = new Map<string, string>();
+  const local = findLocalIssuer(file);
   for (const kind of ['agents', 'people'] as const) {
     for (const [name, principal] of Object.entries<PrincipalEntry>(file[kind])) {
       const at = `${kind}.${name}`;
@@ -88,8 +98,8 @@ function checkPrincipals(file: PolicyFile, add: Add): void {
       if (principal.system !== true && principal.tenants === undefined)
         add(`${at}.tenants`, 'is missing: say which, or ["*"]');
       checkGrants(file, principal, at, add);
-      for (const [i, { issuer, sub }] of (principal.identities ?? []).entries()) {
-        const place = `${at}.identities[${i}]`;
+      for (const [i, { issuer, sub }] of identitiesOf(name, principal, local).entries()) {
+        const place = principal.identities === undefined ? at : `${at}.identities[${i}]`;
         if (!Object.hasOwn(file.issuers, issuer)) add(`${place}.issuer`, 'there is no issuer of this name');
         const id = JSON.stringify([issuer, sub]);
         const other = identities.get(id);
@@ -126,6 +136,7 @@ function checkApprovals(file: PolicyFile, add: Add): void {
     for (const [i, member] of approval.group.entries()) {
       if (!Object.hasOwn(file.people, member)) add(`${at}.group[${i}]`, 'there is no person of this name');
     }
+    if (isNothing(approval.within)) add(`${at}.within`, 'must be longer than nothing');
     if (new Set(approval.group).size < approval.n) add(`${at}.n`, 'is more than the group has people');
   }
 }
@@ -142,7 +153,7 @@ function checkColumns(file: PolicyFile, add: Add): void {
   for (const [i, column] of file.columns.entries()) {
     const at = `columns[${i}]`;
     const address = column.database === undefined ? column.table : `${column.database}:${column.table}`;
-    const fieldClass = file.classes[column.class];
+    const fieldClass = findClass(file, column.class);
     if (fieldClass === undefined) add(`${at}.class`, `there is no class ${column.class}`);
     if (column.column.includes(':')) add(`${at}.column`, 'a registered name has no colon');
     if (column.database !== undefined) add(`${at}.database`, 'targets of their own are not part of this release');

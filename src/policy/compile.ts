@@ -45,13 +45,15 @@ export function cellKey(action: string, className: string | undefined): string {
   return className === undefined ? action : `${action}:${className}`;
 }
 
+/** How little a view tells. last4 and bucket are not below each other: no grant of one gives the other. */
+const depths: Readonly<Record<View, number>> = { full: 0, last4: 1, bucket: 1, masked: 2, exists: 3 };
+
 /** A grant without a view goes as far as the class's default view; one whose view the class lacks, to the next below. */
 export function viewOnLadder(fieldClass: FieldClass | undefined, view: View | undefined): View | undefined {
   if (fieldClass === undefined) return view;
   if (view === undefined) return fieldClass.defaultView;
   if (fieldClass.views.includes(view)) return view;
-  const order: readonly View[] = ['full', 'last4', 'bucket', 'masked', 'exists'];
-  return fieldClass.views.find((each) => order.indexOf(each) > order.indexOf(view));
+  return fieldClass.views.find((each) => depths[each] > depths[view]);
 }
 
 function covers(scope: Scope, action: string, className: string | undefined): boolean {
@@ -106,10 +108,23 @@ function describeGrant(grant: GrantEntry): string {
   return purposes === undefined ? grant.scope : `${grant.scope} when purpose is ${purposes.join(' or ')}`;
 }
 
+export function findLocalIssuer(file: PolicyFile): string | undefined {
+  return Object.entries(file.issuers).find(([, issuer]) => 'local' in issuer)?.[0];
+}
+
+/** Who a principal is at which issuer: what it says, else the local issuer's subject of its own name. */
+export function identitiesOf(
+  name: string,
+  principal: PrincipalEntry,
+  local: string | undefined,
+): readonly { readonly issuer: string; readonly sub: string }[] {
+  return principal.identities ?? (local === undefined ? [] : [{ issuer: local, sub: name }]);
+}
+
 export function compileAccess(file: PolicyFile, classes: ReadonlyMap<string, FieldClass>): AccessTable {
   const principals = new Map<string, CompiledPrincipal>();
   const identities = new Map<string, string>();
-  const local = Object.entries(file.issuers).find(([, issuer]) => 'local' in issuer)?.[0];
+  const local = findLocalIssuer(file);
   for (const kind of ['agents', 'people'] as const) {
     for (const [name, principal] of Object.entries<PrincipalEntry>(file[kind])) {
       principals.set(name, {
@@ -120,8 +135,8 @@ export function compileAccess(file: PolicyFile, classes: ReadonlyMap<string, Fie
         grants: [...principal.grants.map(describeGrant), ...(principal.deny ?? []).map((scope) => `not ${scope}`)],
         ...(principal.tenants !== undefined && { tenants: new Set(principal.tenants) }),
       });
-      const own = principal.identities ?? (local === undefined ? [] : [{ issuer: local, sub: name }]);
-      for (const { issuer, sub } of own) identities.set(JSON.stringify([issuer, sub]), name);
+      for (const { issuer, sub } of identitiesOf(name, principal, local))
+        identities.set(JSON.stringify([issuer, sub]), name);
     }
   }
   return { principals, identities };

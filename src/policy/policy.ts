@@ -7,9 +7,11 @@ import type { PadTo } from '../crypto/aead.ts';
 import type { Normalise } from '../crypto/blind-index.ts';
 import { compileAccess, type AccessTable } from './compile.ts';
 import { checkPolicy, type Problem } from './checks.ts';
+import { findFlaw } from './json.ts';
 import { policySchema, type Issuer, type PolicyFile, type views } from './schema.ts';
 
 export type { Issuer } from './schema.ts';
+type Issue = NonNullable<ReturnType<typeof policySchema.safeParse>['error']>['issues'][number];
 export type View = (typeof views)[number];
 
 export interface FieldClass {
@@ -69,14 +71,11 @@ export class PolicyError extends Error {
 }
 
 function parseJson(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch (error) {
-    const position = /position (\d+)/.exec(error instanceof Error ? error.message : '')?.[1];
-    const before = text.slice(0, Number(position ?? text.length)).split('\n');
-    const place = `line ${before.length}, column ${before.at(-1)!.length + 1}`;
-    throw new PolicyError([{ path: place, message: 'this is not JSON from here on' }]);
-  }
+  const flaw = findFlaw(text);
+  if (flaw === undefined) return JSON.parse(text);
+  const before = text.slice(0, flaw.offset).split('\n');
+  const path = `line ${before.length}, column ${before.at(-1)!.length + 1}`;
+  throw new PolicyError([{ path, message: flaw.message }]);
 }
 
 function joinPath(path: readonly PropertyKey[]): string {
@@ -86,10 +85,28 @@ function joinPath(path: readonly PropertyKey[]): string {
   );
 }
 
+/**
+ * Issues as problems. Of a union zod says only that nothing fits; the form that comes closest says what to mend and where:
+ * the one whose type is right and that has the fewest issues. An unknown key is a problem at the key itself.
+ */
+function toProblems(issue: Issue, above: readonly PropertyKey[] = []): Problem[] {
+  const path = [...above, ...issue.path];
+  if (issue.code === 'unrecognized_keys') {
+    return issue.keys.map((key) => ({ path: joinPath([...path, key]), message: 'there is no such key here' }));
+  }
+  if (issue.code !== 'invalid_union') return [{ path: joinPath(path), message: issue.message }];
+  const forms = issue.errors.filter(
+    (each) => !each.some(({ code, path }) => code === 'invalid_type' && path.length === 0),
+  );
+  const closest = forms.toSorted((one, other) => one.length - other.length)[0];
+  if (closest === undefined) return [{ path: joinPath(path), message: issue.message }];
+  return closest.flatMap((each) => toProblems(each, path));
+}
+
 function parseFile(text: string): PolicyFile {
   const parsed = policySchema.safeParse(parseJson(text));
   if (!parsed.success) {
-    throw new PolicyError(parsed.error.issues.map(({ path, message }) => ({ path: joinPath(path), message })));
+    throw new PolicyError(parsed.error.issues.flatMap((issue) => toProblems(issue)));
   }
   const problems = checkPolicy(parsed.data);
   if (problems.length > 0) throw new PolicyError(problems);

@@ -1,7 +1,7 @@
 /** When the next rotation is due: a date plus an ISO 8601 duration, in UTC. Pure. */
 
 export const durationPattern =
-  /^P(?=\d|T\d)(?:(\d{1,4})Y)?(?:(\d{1,4})M)?(?:(\d{1,4})W)?(?:(\d{1,5})D)?(?:T(?:(\d{1,6})H)?(?:(\d{1,6})M)?(?:(\d{1,7})S)?)?$/;
+  /^P(?=\d|T\d)(?:(\d{1,4})Y)?(?:(\d{1,4})M)?(?:(\d{1,4})W)?(?:(\d{1,5})D)?(?:T(?=\d)(?:(\d{1,6})H)?(?:(\d{1,6})M)?(?:(\d{1,7})S)?)?$/;
 
 /** `from` plus `iso` ("P3M", "P1D", "PT30M"). A month's end stays a month's end: 31 January + P1M is the last of February. */
 export function nextRotation(from: Date, iso: string): Date {
