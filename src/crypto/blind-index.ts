@@ -4,7 +4,7 @@
  *     T     = HMAC-SHA-512(indexKey, "fe1/bidx" 00 | LP(tenant) | LP(table) | LP(column) | LP(index) | LP(value))[0..32]
  *     token = "b<version>." base64url(first `bits` bits of T, unused low bits 0)
  */
-import { lengthPrefixed } from './context.ts';
+import { encodeParts } from './context.ts';
 import type { DataKey } from './data-key.ts';
 
 export type Normalise = 'digits' | 'alnum';
@@ -37,13 +37,13 @@ function truncate(mac: Buffer, bits: number): Buffer {
 /** The token of a normalised value, or undefined when nothing is left of it. Errors: `request_invalid` over 512 bytes. */
 export function indexToken(key: DataKey, version: number, place: IndexPlace, normalised: string): string | undefined {
   if (normalised === '') return undefined;
-  const mac = key.indexHmac(
-    indexLabel,
-    lengthPrefixed(place.tenant, 'tenant'),
-    lengthPrefixed(place.table, 'context.table'),
-    lengthPrefixed(place.column, 'context.column'),
-    lengthPrefixed(place.index, 'index'),
-    lengthPrefixed(normalised, 'value'),
+  const what = encodeParts(
+    [place.tenant, 'tenant'],
+    [place.table, 'context.table'],
+    [place.column, 'context.column'],
+    [place.index, 'index'],
+    [normalised, 'value'],
   );
+  const mac = key.indexHmac(indexLabel, what);
   return `b${version}.${truncate(mac.subarray(0, 32), place.bits).toString('base64url')}`;
 }

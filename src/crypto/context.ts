@@ -50,6 +50,20 @@ export function lengthPrefixed(text: string, name: string): Buffer {
   return bytes;
 }
 
+/** LP of every text in order, in one buffer; each comes with the name that an error gives it. */
+export function encodeParts(...parts: readonly (readonly [text: string, name: string])[]): Buffer {
+  let size = 0;
+  for (const [text, name] of parts) size += 2 + measure(text, name);
+  const bytes = Buffer.allocUnsafe(size);
+  let at = 0;
+  for (const [text] of parts) {
+    const written = bytes.write(text, at + 2, 'utf8');
+    bytes.writeUInt16BE(written, at);
+    at += 2 + written;
+  }
+  return bytes;
+}
+
 const ctxLabel = Buffer.from('fe1\0', 'latin1');
 const wrapLabel = Buffer.from('fe1/dek\0', 'latin1');
 

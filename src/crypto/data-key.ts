@@ -9,7 +9,7 @@
 import { createHmac, createSecretKey, type KeyObject } from 'node:crypto';
 import { inspect } from 'node:util';
 import { FieldkeepError } from '../errors.ts';
-import { lengthPrefixed, u32 } from './context.ts';
+import { encodeParts, u32 } from './context.ts';
 
 export const dataKeyBytes = 64;
 
@@ -78,12 +78,12 @@ export class DataKey {
 
 /** "<version of digestKey>." base64url(HMAC("fe1/row" 00 | LP(table) | LP(column) | LP(row))[0..16]) */
 export function rowDigest(digestKey: DataKey, version: number, table: string, column: string, row: string): string {
-  const parts = [lengthPrefixed(table, 'table'), lengthPrefixed(column, 'column'), lengthPrefixed(row, 'row')];
-  return `${version}.${digestKey.hmac(rowLabel, ...parts).toString('base64url', 0, 16)}`;
+  const place = encodeParts([table, 'table'], [column, 'column'], [row, 'row']);
+  return `${version}.${digestKey.hmac(rowLabel, place).toString('base64url', 0, 16)}`;
 }
 
 /** "value:" base64url(HMAC("fe1/value" 00 | LP(requestId) | u32(item) | CTX | value)[0..16]); `item` is 0 if single. */
 export function valueDigest(key: DataKey, requestId: string, item: number, ctx: Buffer, value: string): string {
-  const mac = key.hmac(valueLabel, lengthPrefixed(requestId, 'requestId'), u32(item), ctx, Buffer.from(value, 'utf8'));
+  const mac = key.hmac(valueLabel, encodeParts([requestId, 'requestId']), u32(item), ctx, Buffer.from(value, 'utf8'));
   return `value:${mac.toString('base64url', 0, 16)}`;
 }

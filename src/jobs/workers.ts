@@ -3,7 +3,7 @@
  * plaintext to adopt, runs and ranges that are not finished) and does or sends what comes next. Timers only wake it; a
  * tick that was missed is made good by the next.
  */
-import { CronJob } from 'cron';
+import { CronTime } from 'cron';
 import type { PgBoss } from 'pg-boss';
 import { describeError } from '../errors.ts';
 import { advance, startAdoption, startDue, type DriverShop } from '../rotation/run.ts';
@@ -82,13 +82,25 @@ export async function startWorkers(
       wake(); // it may have been the last one
     },
   );
-  const timer = CronJob.from({ cronTime: everyTwoSeconds, onTick: wake, start: true });
+  // Only cron's sense of time: its own timer drops ticks that are late, and tells the console.
+  const cronTime = new CronTime(everyTwoSeconds);
+  let timer: NodeJS.Timeout;
+  const arm = () => {
+    timer = setTimeout(
+      () => {
+        wake();
+        arm();
+      },
+      Math.max(0, cronTime.getTimeout()),
+    );
+  };
+  arm();
   wake();
   return {
     wake,
     async stop() {
       stopping = true;
-      await timer.stop();
+      clearTimeout(timer);
       await boss.offWork(rangeQueue, { wait: true });
       await ticking;
       await boss.stop({ graceful: true, timeout: 10_000 });

@@ -200,29 +200,33 @@ function findDigestKey(work: Work): MaybePromise<DigestKey | undefined> {
   );
 }
 
-/** The members that an entry and a batch's item share. */
-function describe(ran: Ran, digestKey: DigestKey | undefined): Partial<Item> {
+/** The members that an entry and a batch's item share; formatting leaves out what is undefined. */
+function describe(ran: Ran, digestKey: DigestKey | undefined): Item {
   const { reading, decision, error, facts } = ran;
-  const denied = decision?.decision === 'deny';
-  const { table, column, row } = reading?.place ?? {};
-  return {
-    outcome: denied ? 'denied' : error === undefined ? 'ok' : 'failed',
-    ...(error !== undefined && { code: error.code }),
-    ...(reading !== undefined && { class: reading.question.class }),
-    ...(facts.view !== undefined && { view: facts.view }),
-    ...(table !== undefined && { table }),
-    ...(column !== undefined && { column }),
-    ...(row !== undefined &&
-      row !== '' &&
-      digestKey !== undefined && { rowDigest: rowDigest(digestKey.key, digestKey.version, table!, column!, row) }),
-    ...(facts.input !== undefined && { input: facts.input }),
-    ...(facts.output !== undefined && { output: facts.output }),
-    ...(facts.keyVersion !== undefined && { keyVersion: facts.keyVersion }),
+  const { table, column, row } = reading?.place ?? noPlace;
+  const hasDigest = row !== undefined && row !== '' && digestKey !== undefined;
+  const outcome = decision?.decision === 'deny' ? 'denied' : error === undefined ? 'ok' : 'failed';
+  const item: { [K in keyof Item]: Item[K] | undefined } & { outcome: Item['outcome'] } = {
+    outcome,
+    code: error?.code,
+    class: reading?.question.class,
+    view: facts.view,
+    table,
+    column,
+    rowDigest: hasDigest ? rowDigest(digestKey.key, digestKey.version, table!, column!, row) : undefined,
+    input: facts.input,
+    output: facts.output,
+    keyVersion: facts.keyVersion,
+    ref: undefined,
   };
+  return item as Item;
 }
 
+const noPlace: Partial<Place> = {};
+
 function singleAttempt(work: Work, call: Call, action: string, ran: Ran, digestKey: DigestKey | undefined): Attempt {
-  const entry: Entry = Object.assign(beginEntry(call, action), describe(ran, digestKey));
+  const { ref: _batchesOnly, ...item } = describe(ran, digestKey);
+  const entry: Entry = { ...beginEntry(call, action), ...item };
   entry.policyVersion = work.policy.version;
   if (ran.decision !== undefined) {
     entry.decision = ran.decision.decision;
@@ -261,8 +265,10 @@ function batchAttempt(
   digestKey: DigestKey | undefined,
 ): Attempt {
   const items = rans.map((ran, i): Item => {
+    const item = describe(ran, digestKey);
     const ref = refs[i];
-    return Object.assign(describe(ran, digestKey), ref === undefined ? {} : { ref }) as Item;
+    if (ref !== undefined) item.ref = ref;
+    return item;
   });
   const lines = items.map(formatItem);
   const shared = {
@@ -301,11 +307,14 @@ async function runBatch<I extends object, R extends Reading>(
   body: BatchBody<I>,
 ): Promise<Ran[]> {
   const { items, view, purpose } = body;
+  const { service, policy, state, tenant, requestId } = work;
   const shared = { ...(view !== undefined && { view }), ...(purpose !== undefined && { purpose }) };
+  const isShared = view !== undefined || purpose !== undefined;
   const rans: Ran[] = [];
-  for (const [i, item] of items.entries()) {
+  for (let i = 0; i < items.length; i += 1) {
     if (i > 0 && i % itemsPerTurn === 0) await new Promise((resolve) => setImmediate(resolve));
-    const ran = runItem(verb, { ...work, item: i }, call, { ...shared, ...item });
+    const item = isShared ? { ...shared, ...items[i]! } : items[i]!;
+    const ran = runItem(verb, { service, policy, state, tenant, requestId, item: i }, call, item);
     rans.push(ran instanceof Promise ? await ran : ran);
   }
   return rans;
