@@ -31,12 +31,19 @@ const serviceRole = 'fieldkeep_service';
 const database = 'fieldkeep';
 const readyWithinMs = 30_000;
 const stopWithinMs = 20_000;
+/** How long processes of a killed server may take to notice. */
+const leftoversWithinMs = 10_000;
 
 interface Secrets {
   readonly id: string;
   readonly port: number;
   readonly ownerPassword: string;
   readonly servicePassword: string;
+}
+
+interface Running {
+  readonly pid: number;
+  readonly port: number;
 }
 
 export interface EmbeddedPostgres {
@@ -112,7 +119,7 @@ async function initialise(place: Place, secrets: Secrets): Promise<void> {
 }
 
 /** A server of ours that is already running on this folder, and answers. */
-async function findRunning(place: Place, secrets: Secrets): Promise<{ pid: number; port: number } | undefined> {
+async function findRunning(place: Place, secrets: Secrets): Promise<Running | undefined> {
   const file = join(place.data, 'postmaster.pid');
   if (!existsSync(file)) return undefined;
   const lines = readFileSync(file, 'utf8').split('\n');
@@ -128,9 +135,19 @@ async function findRunning(place: Place, secrets: Secrets): Promise<{ pid: numbe
       `A Postgres (process ${pid}) holds ${place.data} and does not answer. Stop it and start again.`,
     );
   }
-  // Dead, a zombie, or a number that another program has now. Postgres takes the last two for alive.
-  rmSync(file, { force: true });
+  // A zombie or another program has the number now, which Postgres would take for its server. If nobody has it the file
+  // stays: Postgres finds by it the old server's processes that are not gone yet.
+  if (isTaken(pid)) rmSync(file, { force: true });
   return undefined;
+}
+
+/** Whether a number belongs to anything that a signal could be sent to, a zombie included. */
+function isTaken(pid: number): boolean {
+  try {
+    return pid > 0 && process.kill(pid, 0);
+  } catch (error) {
+    return error instanceof Error && 'code' in error && error.code === 'EPERM';
+  }
 }
 
 /** Whether a process is the server of this cluster: numbers are given again, to other programs and to other servers. */
@@ -156,11 +173,21 @@ async function answers(url: string): Promise<boolean> {
   }
 }
 
-async function launch(
-  place: Place,
-  secrets: Secrets,
-  options: PostgresOptions,
-): Promise<{ pid: number; port: number }> {
+/** Starts the server. One that was killed may leave processes that finish a statement first: they are waited for. */
+async function launch(place: Place, secrets: Secrets, options: PostgresOptions): Promise<Running> {
+  const until = performance.now() + leftoversWithinMs;
+  for (;;) {
+    const running = await tryLaunch(place, secrets, options);
+    if (running !== undefined) return running;
+    const busy = /pre-existing shared memory block .* is still in use/.test(lastLine(place.log));
+    if (!busy || performance.now() > until)
+      throw new StartupError(`Embedded Postgres does not start: ${lastLine(place.log)}`);
+    await sleep(200);
+  }
+}
+
+/** One attempt; undefined when the server ended, or did not answer in time and was ended. */
+async function tryLaunch(place: Place, secrets: Secrets, options: PostgresOptions): Promise<Running | undefined> {
   const port = await findPort(secrets.port);
   const settings = {
     port: String(port),
@@ -194,7 +221,7 @@ async function launch(
     await sleep(30);
   }
   if (!ended && child.pid !== undefined) process.kill(child.pid, 'SIGQUIT');
-  throw new StartupError(`Embedded Postgres does not start: ${lastLine(place.log)}`);
+  return undefined;
 }
 
 /** The service's role and the database, made once. */

@@ -132,6 +132,23 @@ describe('embedded/postgres', () => {
       await assertNoteIsThere(await start());
     });
 
+    it('waits for a statement that outlives a killed server, and starts', async () => {
+      const killed = await start();
+      const client = await connect(killed.ownerUrl, { name: 'test' });
+      const busyUntil = `clock_timestamp() + interval '1.5 s'`;
+      const busy = client.query(
+        `do $$ declare t timestamptz := ${busyUntil}; begin while clock_timestamp() < t loop end loop; end $$`,
+      );
+      const ended = busy.catch(() => undefined); // answered, or cut off: either is fine
+      await ask(killed.ownerUrl, 'select pg_sleep(0.2)'); // by now the other statement runs
+      process.kill(killed.pid, 'SIGKILL');
+      const postgres = await start();
+      assert.notEqual(postgres.pid, killed.pid);
+      await assertNoteIsThere(postgres);
+      await ended;
+      await client.end().catch(() => undefined);
+    });
+
     it('starts if another program has the number now, and leaves that alone', async () => {
       const stranger = makeStranger();
       leave(stranger.pid);
