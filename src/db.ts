@@ -44,7 +44,10 @@ function clientConfig(url: string, options: Omit<PoolOptions, 'max'>): pg.Client
 /** A pool whose idle connections may die without taking the process along: the next query opens a new one. */
 export function openPool(url: string, options: PoolOptions): Pool {
   const pool = new pg.Pool({ ...clientConfig(url, options), max: options.max, idleTimeoutMillis: 30_000 });
-  pool.on('error', () => undefined); // an idle connection was lost; whoever queries next gets a fresh one or the error
+  // A connection that is lost, idle or between two statements of a transaction, says so here and again to whoever
+  // queries it next; unheard it would end the process.
+  pool.on('error', () => undefined);
+  pool.on('connect', (client) => client.on('error', () => undefined));
   return pool;
 }
 

@@ -19,8 +19,6 @@ export async function openBench(): Promise<Bench> {
   const database = await createDatabase();
   const pool = openPool(database.serviceUrl, { max: 8, name: 'test' });
   const owner = openPool(database.ownerUrl, { max: 4, name: 'test owner' });
-  // The tests end server processes also between two statements of a transaction, when nobody else hears the 'error'.
-  for (const each of [pool, owner]) each.on('connect', (client) => client.on('error', () => undefined));
   return {
     ...database,
     pool,
