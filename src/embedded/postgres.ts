@@ -94,7 +94,7 @@ function lastLine(file: string): string {
 }
 
 /** Makes the cluster in a folder beside its place and moves it there: half a cluster is never taken for a whole one. */
-async function initialise(place: Place, secrets: Secrets): Promise<void> {
+async function initialise(place: Place, secrets: Secrets, { settings }: PostgresOptions): Promise<void> {
   if (existsSync(join(place.data, 'PG_VERSION'))) return;
   const fresh = `${place.data}.new`;
   rmSync(fresh, { recursive: true, force: true });
@@ -105,7 +105,8 @@ async function initialise(place: Place, secrets: Secrets): Promise<void> {
   if (place.user !== undefined)
     for (const path of [fresh, passwordFile]) chownSync(path, place.user.uid, place.user.gid);
   const args = ['-D', fresh, '-U', ownerRole, '-A', 'scram-sha-256', `--pwfile=${passwordFile}`, '-E', 'UTF8'];
-  args.push('--locale-provider=builtin', '--locale=C.UTF-8', '--no-sync');
+  args.push('--locale-provider=builtin', '--locale=C.UTF-8');
+  if (settings?.fsync === 'off') args.push('--no-sync');
   const log = openSync(place.log, 'a', 0o600);
   try {
     const child = spawn(join(place.bin, 'initdb'), args, { ...place.user, cwd: '/', stdio: ['ignore', log, log] });
@@ -256,7 +257,7 @@ export async function startPostgres(options: PostgresOptions): Promise<EmbeddedP
   const secretsFile = join(options.home, 'postgres.json');
   const secrets = readSecrets(secretsFile);
   const place = placePostgres(options.home, secrets.id);
-  await initialise(place, secrets);
+  await initialise(place, secrets, options);
   const { pid, port } = (await findRunning(place, secrets)) ?? (await launch(place, secrets, options));
   if (port !== secrets.port) writePrivate(secretsFile, JSON.stringify({ ...secrets, port }));
   await prepare(secrets, port);
