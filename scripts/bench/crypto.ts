@@ -63,7 +63,11 @@ export async function benchCrypto({ rounds }: BenchOptions): Promise<Section[]> 
   };
   const native = async () => {
     const imported = await webcrypto.subtle.importKey('raw', gcmKey, 'AES-GCM', false, ['encrypt']);
-    return await webcrypto.subtle.encrypt({ name: 'AES-GCM', iv, additionalData: Buffer.from(ctx) }, imported, Buffer.from(padded));
+    return await webcrypto.subtle.encrypt(
+      { name: 'AES-GCM', iv, additionalData: Buffer.from(ctx) },
+      imported,
+      Buffer.from(padded),
+    );
   };
   const cloakKey = await parseKey(generateKey());
   const cloaked = await encryptString(value, cloakKey);
