@@ -42,6 +42,9 @@ export interface Service {
   close(): Promise<void>;
 }
 
+/** Tables are made, altered and indexed while we run. */
+const catalogEveryMs = 15_000;
+
 export interface ServiceOptions {
   readonly databaseUrl: string;
   readonly rootKeys: RootKeys;
@@ -74,7 +77,7 @@ export async function openService(options: ServiceOptions): Promise<Service> {
   const watch = watchKeyState(databaseUrl, warn('The notice channel of key state was lost; connecting again.'), () =>
     keyring.refresh().then(heartbeat.beat),
   );
-  return {
+  const service: Service = {
     instanceId,
     log,
     pool,
@@ -88,6 +91,7 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     wake: () => undefined,
     draining: false,
     async close() {
+      stopLooking();
       await watch.stop();
       await heartbeat.stop();
       await audit.close();
@@ -97,6 +101,19 @@ export async function openService(options: ServiceOptions): Promise<Service> {
       await pool.end();
     },
   };
+  const stopLooking = keepCatalog(service, warn('The registered tables could not be looked at.'));
+  return service;
+}
+
+/** Looks at the registered tables again every now and then. Answers how to stop. */
+function keepCatalog(service: Service, onError: (error: unknown) => void): () => void {
+  const look = async () => {
+    const { policy } = service;
+    const catalog = await loadCatalog(service.targetPool, policy.columns);
+    if (service.policy === policy) service.catalog = catalog;
+  };
+  const timer = setInterval(() => void look().catch(onError), catalogEveryMs);
+  return () => clearInterval(timer);
 }
 
 /**

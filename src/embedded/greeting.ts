@@ -45,7 +45,7 @@ function command(url: string, home: string, agent: string, file: string): string
   const at = (name: string) => quote(join(near.startsWith('..') || near === '' ? home : near, name));
   const elsewhere = near === '.fieldkeep' ? '' : `FIELDKEEP_HOME=${at('')} `;
   const token = `$(${elsewhere}npm run -s token -- --agent ${agent})`;
-  return `  curl -s --cacert ${at('tls/ca.pem')} -H "authorization: Bearer ${token}" -H content-type:application/json -d @${at(`try/${file}`)} ${url}/v1/decrypt`;
+  return `  curl -sw '\\n' --cacert ${at('tls/ca.pem')} -H "authorization: Bearer ${token}" -H content-type:application/json -d @${at(`try/${file}`)} ${url}/v1/decrypt`;
 }
 
 export function greet({ url, config, embedded, examples }: Greeting): string {

@@ -109,7 +109,9 @@ export const entriesQuery = z.strictObject({
 // ── answers ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 const version = z.int().min(1);
-const indexes = z.record(z.string(), z.string()).meta({ description: 'Index name → token for the index column.' });
+const indexes = z
+  .record(z.string(), z.string().nullable())
+  .meta({ description: 'Index name → token for the index column; null where nothing of the value is indexed.' });
 const revealed = z.union([z.string(), z.literal(true)]).meta({ description: '`true` where the view is `exists`.' });
 
 const encrypted = z.object({ envelope, version, masked: z.string(), indexes: indexes.optional() });
@@ -126,35 +128,72 @@ function listOf<T extends z.ZodType>(item: T) {
   return z.object({ items: z.array(item), nextCursor: z.string().optional() });
 }
 
-const keyFamily = z.object({ family: z.string(), versions: z.array(z.object({ version, state: z.string() })) });
+const keyFamily = z.object({
+  family: z.string(),
+  active: version.optional(),
+  versions: z.array(
+    z.object({
+      version,
+      state: z.enum(['pending', 'active', 'decrypt-only', 'compromised', 'destroyed']),
+      createdAt: time,
+      activatedAt: time.optional(),
+      lastUsedAt: time.optional().meta({ description: 'By a request, to within a few seconds.' }),
+    }),
+  ),
+  census: z.array(
+    z.object({
+      table: z.string(),
+      column: z.string(),
+      versions: z
+        .record(z.string(), z.int())
+        .meta({ description: 'Values by version; 0 is plaintext, -1 text that only begins like an envelope.' }),
+    }),
+  ),
+  nextRotationAt: time.optional(),
+});
 const columnProgress = z.object({
   table: z.string(),
   column: z.string(),
-  total: z.int().optional(),
+  total: z.int(),
   done: z.int(),
-  left: z.int().optional(),
+  left: z.int(),
   failed: z.int(),
 });
 const rotation = z.object({
-  id: z.string(),
-  family: z.string(),
-  version,
-  phase: z.string(),
+  id: z.string().optional().meta({ description: 'Absent in the answer to a dry run.' }),
+  kind: z.enum(['rotation', 'adoption']).optional(),
+  family: z.string().optional().meta({ description: 'Absent for an adoption, which may span families.' }),
+  version: version.optional(),
+  phase: z.enum(['dry-run', 'pending', 'active', 're-encrypting', 'verifying', 'blocked', 'done']),
   columns: z.array(columnProgress),
+  rowsPerSecond: z.number().optional(),
+  etaSeconds: z.number().optional(),
+  waitingFor: z.string().optional(),
+  blocked: z.string().optional().meta({ description: 'What a person has to do.' }),
+  retrying: z.string().optional(),
+  pass: z.int().optional(),
+  reason: z.string().optional(),
+  requestedBy: z.string().optional(),
+  createdAt: time.optional(),
+  activatedAt: time.optional(),
+  doneAt: time.optional(),
 });
+const principal = z.object({ system: z.boolean(), agent: z.string().optional(), person: z.string().optional() });
+const failure = z.object({ table: z.string(), column: z.string(), row: z.string(), code: z.string(), notedAt: time });
+const entry = z.object({ index: z.int().min(0), entry: z.record(z.string(), z.union([z.string(), z.number()])) });
 
 export const encryptAnswer = oneOrItems(encrypted);
 export const decryptAnswer = oneOrItems(decrypted);
 export const reencryptAnswer = oneOrItems(reencrypted);
 export const matchAnswer = oneOrItems(matched);
 export const searchTokensAnswer = z.object({ tokens: z.array(z.string()), expiresAt: time });
-export const whoamiAnswer = z.object({ tenant: z.string().optional(), grants: z.array(z.string()) });
+export const whoamiAnswer = z.object({ principal, tenant: z.string().optional(), grants: z.array(z.string()) });
 export const keyAnswer = keyFamily;
 export const keysAnswer = listOf(keyFamily);
 export const rotationAnswer = rotation;
 export const rotationsAnswer = listOf(rotation);
-export const failuresAnswer = listOf(z.object({ code: z.string() }));
-export const entriesAnswer = listOf(z.object({ index: z.int().min(0) }));
+export const failuresAnswer = listOf(failure);
+export const entriesAnswer = listOf(entry);
 export const problemAnswer = z.object({
   type: z.string(),
   title: z.string(),
