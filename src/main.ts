@@ -4,6 +4,7 @@
  */
 import { readFileSync, rmSync } from 'node:fs';
 import type { Server } from 'node:http';
+import type { Server as TlsServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { destination, pino, type Logger } from 'pino';
@@ -33,6 +34,7 @@ import { adoptPolicy, listObstacles, openService, type Service } from './service
 
 const requestDeadlineMs = 10_000;
 const drainMaxMs = 15_000;
+const tlsLookEveryMs = 5_000;
 
 /** What has to be undone, newest first. */
 type Undo = () => Promise<void> | void;
@@ -101,6 +103,27 @@ async function readTls(config: Config): Promise<{ cert: string; key: string }> {
   }
 }
 
+/** Takes in a renewed certificate without a restart; files that do not fit leave the old one in use. */
+function watchTls(config: Config, server: TlsServer, log: Logger): NodeJS.Timeout | undefined {
+  if (config.tls === undefined) return undefined;
+  let current: string | undefined;
+  const look = async () => {
+    try {
+      const files = await readTls(config);
+      const text = files.cert + files.key;
+      if (current !== undefined && text !== current) {
+        server.setSecureContext({ ...files, minVersion: 'TLSv1.3' });
+        log.warn('A new TLS certificate is in use.');
+      }
+      current = text;
+    } catch (error) {
+      log.error({ error: describeError(error) }, 'The TLS files are not right; the last certificate stays in use.');
+    }
+  };
+  void look();
+  return setInterval(() => void look(), tlsLookEveryMs);
+}
+
 async function startJobs(service: Service, databaseUrl: string, undo: Undo[]): Promise<Workers> {
   const onError = (error: unknown) =>
     service.log.warn({ error: describeError(error) }, 'A background job failed; it is tried again.');
@@ -130,8 +153,10 @@ async function startHttp(service: Service, config: Config, undo: Undo[]): Promis
   undo.push(() => void metricsServer.close());
   const server = createHttpsServer(await readTls(config), app);
   const port = await listen(server, config.port, config.host);
+  const tlsTimer = watchTls(config, server, service.log);
   undo.push(async () => {
     service.draining = true;
+    clearInterval(tlsTimer);
     await drain(server, edge, drainMaxMs);
   });
   const metricsPort = (metricsServer.address() as AddressInfo).port;
