@@ -214,12 +214,9 @@ describe('embedded/postgres', () => {
     });
   });
 
-  describe('as root, below a folder that is closed to others', () => {
+  describe(`as root, below a folder that is closed to others${isRoot ? '' : ' (only for root: not run)'}`, () => {
     before(function () {
-      if (!isRoot) {
-        this.test!.title += ' (only for root: not run)';
-        this.skip();
-      }
+      if (!isRoot) this.skip();
     });
 
     it('keeps the data in a far folder, and finds it there again', async () => {
