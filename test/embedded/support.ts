@@ -13,7 +13,9 @@ export const isRoot = process.getuid?.() === 0;
 export function makeFolder(): { path: string; remove(): void } {
   const path = realpathSync(mkdtempSync(join(tmpdir(), 'fieldkeep embedded ')));
   chmodSync(path, 0o711);
-  return { path, remove: () => rmSync(path, { recursive: true, force: true }) };
+  const remove = () => rmSync(path, { recursive: true, force: true });
+  process.once('exit', remove); // hooks of a suite do not run when --grep leaves none of its tests
+  return { path, remove };
 }
 
 /** A state folder below `folder`, as openHome would leave it. */
