@@ -8,7 +8,7 @@ import type { PgBoss } from 'pg-boss';
 import { describeError } from '../errors.ts';
 import { advance, startAdoption, startDue, type DriverShop } from '../rotation/run.ts';
 import { workRange } from '../rotation/range.ts';
-import { LeaseLost, listFreeRanges, listUnfinished, setRangeError } from '../rotation/store.ts';
+import { LeaseLost, listFreeRanges, listUnfinished, releaseForgotten, setRangeError } from '../rotation/store.ts';
 import { rangeQueue, type RangeJob } from './queues.ts';
 
 const everyTwoSeconds = '*/2 * * * * *';
@@ -32,29 +32,46 @@ export async function startWorkers(
   let again = false;
   let ticking: Promise<void> | undefined;
   let lookedUnindexedAt = -Infinity;
+  /** Ranges that this process works on now. */
+  const working = new Set<string>();
+
+  /** What goes wrong with one thing is told, and keeps no other from its turn. */
+  async function attempt<T>(work: () => Promise<T>): Promise<T | undefined> {
+    try {
+      return await work();
+    } catch (error) {
+      onError(error);
+      return undefined;
+    }
+  }
 
   async function sendRanges(): Promise<void> {
-    for (const rangeId of await listFreeRanges(shop().pool)) {
+    const { pool, instanceId } = shop();
+    await releaseForgotten(pool, instanceId, [...working]);
+    for (const rangeId of await listFreeRanges(pool)) {
       await boss.send(rangeQueue, { rangeId } satisfies RangeJob, { singletonKey: rangeId });
     }
   }
 
-  async function look(): Promise<void> {
-    const workshop = shop();
-    await startDue(workshop);
+  async function lookForWork(): Promise<void> {
     const unindexed = performance.now() - lookedUnindexedAt >= unindexedLookMs;
     if (unindexed) lookedUnindexedAt = performance.now();
-    await startAdoption(workshop, unindexed);
-    for (const run of await listUnfinished(workshop.pool)) {
-      while (!stopping && (await advance(workshop, run.id)));
+    await attempt(() => startDue(shop()));
+    await attempt(() => startAdoption(shop(), unindexed));
+  }
+
+  async function look(): Promise<void> {
+    await lookForWork();
+    for (const run of (await attempt(() => listUnfinished(shop().pool))) ?? []) {
+      while (!stopping && (await attempt(() => advance(shop(), run.id))) === true);
     }
-    await sendRanges();
+    await attempt(sendRanges);
   }
 
   async function tick(): Promise<void> {
     do {
       again = false;
-      await look().catch(onError);
+      await look();
     } while (again && !stopping);
     ticking = undefined;
   }
@@ -70,11 +87,14 @@ export async function startWorkers(
     { pollingIntervalSeconds: pollSeconds, heartbeatRefreshSeconds: 3 },
     async (jobs) => {
       for (const job of jobs) {
-        await workRange(shop(), job.data.rangeId, () => stopping).catch(async (error: unknown) => {
+        const { rangeId } = job.data;
+        working.add(rangeId);
+        const work = workRange(shop(), rangeId, () => stopping).finally(() => working.delete(rangeId));
+        await work.catch(async (error: unknown) => {
           if (error instanceof LeaseLost) return; // somebody else goes on with it
           onError(error);
           const { name, code } = describeError(error);
-          await setRangeError(shop().pool, job.data.rangeId, code ?? name).catch(onError);
+          await setRangeError(shop().pool, rangeId, code ?? name).catch(onError);
           // pg-boss stores what is thrown with the job, and Postgres may quote a row in its errors.
           throw new Error(`The range failed: ${JSON.stringify(describeError(error))}`);
         });

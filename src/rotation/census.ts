@@ -42,11 +42,26 @@ export async function hasVersion(db: Queryable, table: TableShape, column: strin
   return rows[0]!.found;
 }
 
-/** Transactions that hold a lock for writing on the table or a partition of it. */
+/** The lowest and the highest version in a column, undefined when it holds nothing; with the version index at once. */
+export async function findVersionBounds(
+  db: Queryable,
+  table: TableShape,
+  column: string,
+): Promise<{ lowest: number; highest: number } | undefined> {
+  const q = quoteIdentifier;
+  const version = `fieldkeep.fe_version(t.${q(column)})`;
+  const { rows } = await db.query<{ lowest: number | null; highest: number | null }>(
+    `select min(${version}) as lowest, max(${version}) as highest from ${q(table.schema)}.${q(table.name)} t`,
+  );
+  const { lowest, highest } = rows[0]!;
+  return lowest === null || highest === null ? undefined : { lowest, highest };
+}
+
+/** Transactions that hold a lock for writing on the table or a partition of it; a prepared one has no process. */
 async function listWriters(db: Queryable, table: TableShape, among?: readonly string[]): Promise<string[]> {
   const { rows } = await db.query<{ id: string }>(
     `select distinct l.virtualtransaction as id from pg_locks l
-     where l.locktype = 'relation' and l.mode = 'RowExclusiveLock' and l.pid <> pg_backend_pid()
+     where l.locktype = 'relation' and l.mode = 'RowExclusiveLock' and l.pid is distinct from pg_backend_pid()
        and l.database = (select oid from pg_database where datname = current_database())
        and (l.relation = $1::regclass or l.relation in (select relid from pg_partition_tree($1::regclass)))
        and ($2::text[] is null or l.virtualtransaction = any ($2))`,

@@ -6,16 +6,19 @@
  * While Postgres updates one batch, the next is read and renewed. The result of a batch and the intent of the next share
  * a commit. A crash costs at most the batch between intent and result: its rows are then current already and are passed
  * over when the range is done again from its checkpoint.
+ *
+ * The intent commits under the epoch that stands. If a version was activated meanwhile, what was sealed is dropped and
+ * the batch is made again: no worker stores envelopes of a version that has been followed.
  */
 import { randomUUID } from 'node:crypto';
 import { formatEntry } from '../audit/entry.ts';
-import { StaleEpoch, type AuditLog } from '../audit/log.ts';
+import { isFresh, StaleEpoch, type AuditLog, type Receipt } from '../audit/log.ts';
 import { sqlState, type Client, type Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import type { Keyring } from '../keys/keyring.ts';
 import type { Policy, RegisteredColumn } from '../policy/policy.ts';
 import { readBatch, writeBatch, type Change, type Key, type Row } from './batch.ts';
-import { formatRow, type Catalog, type TableShape } from './catalog.ts';
+import { formatRow, loadCatalog, type Catalog, type TableShape } from './catalog.ts';
 import { columnsOf, staleVersions } from './plan.ts';
 import { layOut, Renewer } from './renew.ts';
 import {
@@ -23,7 +26,9 @@ import {
   findRun,
   finishRange,
   insertCheckpoint,
+  LeaseLost,
   releaseRange,
+  type Checkpoint,
   type Failure,
   type Range,
   type Run,
@@ -110,6 +115,11 @@ async function renewRows(job: Job, step: Step, rows: readonly Row[]): Promise<Pr
     if (i > 0 && i % rowsPerTurn === 0) await new Promise((resolve) => setImmediate(resolve));
     const renewed = await job.renewer.renew(row);
     failures.push(...renewed.failures);
+    // What is read as stale is renewed or recorded, never passed over in silence.
+    const settled = [...renewed.columns, ...renewed.failures.map((failure) => failure.column)];
+    if (!settled.includes(step.column)) {
+      failures.push({ column: step.column, row: formatRow(row.key), code: 'envelope_malformed' });
+    }
     if (renewed.next === undefined) continue;
     changes.push({ ...row, next: renewed.next });
     columns.set(formatRow(row.key), renewed.columns);
@@ -185,11 +195,10 @@ export async function appendAlways(
   shop: Pick<Workshop, 'audit' | 'keyring'>,
   records: readonly { line: string }[],
   writes?: (tx: Client) => Promise<void>,
-): Promise<void> {
+): Promise<Receipt> {
   for (;;) {
     try {
-      await shop.audit.append(records, shop.keyring.state.epoch, writes);
-      return;
+      return await shop.audit.append(records, shop.keyring.state.epoch, writes);
     } catch (error) {
       if (!(error instanceof StaleEpoch)) throw error;
       await shop.keyring.refresh();
@@ -197,32 +206,76 @@ export async function appendAlways(
   }
 }
 
-async function workThrough(job: Job, isStopping: () => boolean): Promise<boolean> {
-  const { shop, range, lease } = job;
+/** How far a range came, and why it went no further. */
+interface Reached {
+  readonly why: 'finished' | 'stopped' | 'outdated';
+  readonly range: Range;
+}
+
+/** What is still to be written down of a range: the result of its last batch, and how far it is with that. */
+class Log {
+  readonly #job: Job;
+  #result: { line: string } | undefined;
+  #point: Checkpoint | undefined;
+  /** The range as far as it is written down. */
+  range: Range;
+
+  constructor(job: Job) {
+    this.#job = job;
+    this.range = job.range;
+  }
+
+  note(result: { line: string }, point?: Checkpoint): void {
+    this.#result = result;
+    this.#point = point;
+  }
+
+  /** Writes it down, together with the intent of the next batch. */
+  async flush(intent?: { line: string }): Promise<Receipt | undefined> {
+    const { shop, range, lease } = this.#job;
+    const records = [this.#result, intent].filter((each) => each !== undefined);
+    const point = this.#point;
+    if (records.length === 0) return undefined;
+    this.#result = this.#point = undefined;
+    if (point === undefined) return await appendAlways(shop, records);
+    try {
+      const receipt = await appendAlways(shop, records, (tx) => insertCheckpoint(tx, range, lease, point));
+      this.range = { ...range, step: point.step, cursor: point.cursor };
+      return receipt;
+    } catch (error) {
+      // The rows were changed, and that is told, whoever goes on with the range.
+      if (error instanceof LeaseLost) await appendAlways(shop, records.slice(0, 1));
+      throw error;
+    }
+  }
+}
+
+async function workThrough(job: Job, isStopping: () => boolean): Promise<Reached> {
+  const { shop } = job;
+  const log = new Log(job);
   const batches = prepareBatches(job);
   let upcoming = batches.next();
-  let result: { line: string } | undefined;
-  let checkpoint: ((tx: Client) => Promise<void>) | undefined;
-  const flush = async (intent?: { line: string }) => {
-    const records = [result, intent].filter((each) => each !== undefined);
-    if (records.length > 0) await appendAlways(shop, records, checkpoint);
-    result = checkpoint = undefined;
-  };
   for (;;) {
     const round = await upcoming;
     if (round.done === true || isStopping()) {
-      await flush();
+      await log.flush();
       await batches.return(undefined);
-      return round.done === true;
+      return { why: round.done === true ? 'finished' : 'stopped', range: log.range };
     }
     const prepared = round.value;
-    await flush(record(job, 'intent', prepared.changes.length));
+    const intended = await log.flush(record(job, 'intent', prepared.changes.length));
+    if (!job.renewer.isCurrent(shop.keyring.state) || intended === undefined || !isFresh(intended)) {
+      log.note(record(job, 'failed', 0));
+      await log.flush();
+      await batches.return(undefined);
+      return { why: 'outdated', range: log.range };
+    }
     upcoming = batches.next(); // read and renewed while Postgres updates
     upcoming.catch(() => undefined); // looked at in the next round, unless the update fails first
     const written = await update(job, prepared);
-    const point = { step: prepared.step.name, cursor: prepared.last, done: written.done, failures: prepared.failures };
-    result = record(job, prepared.failures.length > 0 ? 'failed' : 'ok', written.rows);
-    checkpoint = (tx) => insertCheckpoint(tx, range, lease, point);
+    const { step, last: cursor, failures } = prepared;
+    const result = record(job, failures.length > 0 ? 'failed' : 'ok', written.rows);
+    log.note(result, { step: step.name, cursor, done: written.done, failures });
   }
 }
 
@@ -237,9 +290,13 @@ export async function workRange(shop: Workshop, rangeId: string, isStopping: () 
   try {
     const run = await findRun(shop.pool, range.run);
     if (run === undefined) return;
-    await shop.keyring.refresh(); // the active version must be the one that this run made
-    const finished = await workThrough(openJob(shop, run, range, lease), isStopping);
-    if (finished) await finishRange(shop.pool, range.id, lease);
+    const catalog = await loadCatalog(shop.targetPool, shop.policy.columns);
+    for (let reached: Reached = { why: 'outdated', range }; ;) {
+      await shop.keyring.refresh(); // the active version must be the one that this run made
+      reached = await workThrough(openJob({ ...shop, catalog }, run, reached.range, lease), isStopping);
+      if (reached.why === 'finished') await finishRange(shop.pool, range.id, lease);
+      if (reached.why !== 'outdated') return;
+    }
   } finally {
     await releaseRange(shop.pool, range.id, lease);
   }

@@ -67,6 +67,12 @@ export class Renewer {
     this.#slots = slots;
   }
 
+  /** Whether values are still sealed under what is active. */
+  isCurrent(state: KeyState): boolean {
+    const active = ({ families }: KeyState, family: string) => families.get(family)?.active;
+    return this.#slots.every(({ column }) => active(state, column.class) === active(this.#state, column.class));
+  }
+
   /** Errors: outages (`vault_unavailable`, `database_unavailable`, `keys_not_ready`); everything else is a failure of the row. */
   async renew(row: Row): Promise<Renewed> {
     const name = formatRow(row.key);
@@ -145,11 +151,20 @@ export class Renewer {
   }
 }
 
+const looksUpTo = 40;
+
+/** The first characters as Postgres counts them: a surrogate pair is one. */
+function left(value: string): string {
+  const head = value.slice(0, looksUpTo);
+  return /[\ud800-\udfff]/.test(head) ? [...value.slice(0, 2 * looksUpTo)].slice(0, looksUpTo).join('') : head;
+}
+
 /** As fieldkeep.fe_version counts a text: its version, 0 for plaintext, -1 for what only begins like an envelope. */
 export function versionOf(value: string): number {
-  const match = /^fe1\.[^.]*\.([1-9][0-9]{0,8})\.[^.]/.exec(value.slice(0, 40));
+  const head = left(value);
+  const match = /^fe1\.[^.]*\.([1-9][0-9]{0,8})\.[^.]/.exec(head);
   if (match !== null) return Number(match[1]);
-  return /^fe[0-9]+\./.test(value.slice(0, 40)) ? -1 : 0;
+  return /^fe[0-9]+\./.test(head) ? -1 : 0;
 }
 
 function isOutage({ code }: FieldkeepError): boolean {

@@ -4,11 +4,10 @@
  *
  *     pending        root key rotated, version v+1 and its data keys made, every living instance can use them
  *     active         v+1 active and v decrypt-only in one transaction; answers under the old epoch are refused from here
- *     re-encrypting  ranges planned, worked through by jobs (range.ts)
- *     verifying      writers waited out, then counted: nothing left is done, rows that do not open are blocked
+ *     re-encrypting  ranges planned (pass.ts), worked through by jobs (range.ts)
+ *     verifying      writers waited out, then counted (pass.ts): nothing left is done, what cannot be proven is blocked
  */
 import { randomUUID } from 'node:crypto';
-import { formatEntry } from '../audit/entry.ts';
 import { waitOutIntake } from '../audit/store.ts';
 import { sqlState, type Client } from '../db.ts';
 import { versionSettings } from '../keys/families.ts';
@@ -23,60 +22,31 @@ import {
   setNextRotation,
 } from '../keys/store.ts';
 import { nextRotation } from '../policy/schedule.ts';
-import { keyAfter, type Key } from './batch.ts';
-import { countVersion, hasVersion, waitOutWriters } from './census.ts';
-import { columnsOf, handOverMs, isSearchable, searchTokenTtlMs, staleVersions } from './plan.ts';
+import { loadCatalog, type TableShape } from './catalog.ts';
+import { hasVersion } from './census.ts';
+import { phaseLine, planPass, verify } from './pass.ts';
+import { handOverMs, isSearchable, searchTokenTtlMs } from './plan.ts';
 import { appendAlways, type Workshop } from './range.ts';
 import {
   claimRun,
   findRun,
-  insertPass,
   insertRun,
+  isAdopting,
   listDue,
   releaseRun,
   setActivated,
-  setBlocked,
-  setDone,
   setPending,
-  type RangeSpec,
   type Run,
 } from './store.ts';
-import type { RegisteredColumn } from '../policy/policy.ts';
-import type { TableShape } from './catalog.ts';
 
 export interface DriverShop extends Workshop {
   readonly rootKeys: RootKeys;
 }
 
 const claimMs = 60_000;
-const rangeRows = 50_000;
-const waitOutMaxMs = 5_000;
 /** A blocked run is looked at again this often: somebody may have mended the rows. */
 const lookAgainMs = 30_000;
 const uniqueViolation = '23505';
-
-/** An entry of what the service does by itself, with the run as its purpose. */
-function phaseLine(
-  run: Pick<Run, 'id' | 'kind' | 'family' | 'version'>,
-  phase: string,
-  count?: number,
-): { line: string } {
-  return {
-    line: formatEntry({
-      v: 1,
-      time: new Date().toISOString(),
-      requestId: randomUUID(),
-      action: run.kind === 'adoption' ? 'adopt' : 'rotate',
-      agent: 'fieldkeep-worker',
-      purpose: `${phase} of ${run.kind} ${run.id}`,
-      decision: 'allow',
-      outcome: phase === 'blocked' ? 'failed' : 'ok',
-      ...(run.family !== undefined && { class: run.family }),
-      ...(run.version !== undefined && { keyVersion: run.version }),
-      ...(count !== undefined && { count }),
-    }),
-  };
-}
 
 /** Rotates the root key and records v+1. A crash in between costs an unused root key version, nothing else. */
 async function makeVersion(shop: DriverShop, run: Run, family: string, version: number): Promise<void> {
@@ -90,22 +60,24 @@ async function makeVersion(shop: DriverShop, run: Run, family: string, version: 
   } catch (error) {
     if (sqlState(error) !== uniqueViolation) throw error; // another process was first
   }
-  await waitOutIntake(shop.pool);
 }
 
-/** True once v+1 is active. */
-async function prepareVersion(shop: DriverShop, run: Run, family: string, version: number): Promise<boolean> {
+/** Makes v+1 ready everywhere and activates it; comes back early while somebody is not ready. */
+async function prepareVersion(shop: DriverShop, run: Run, family: string, version: number): Promise<void> {
   await shop.keyring.refresh();
   const known = shop.keyring.state.families.get(family)?.versions.get(version);
+  if (known?.state === 'active') return await finishActivation(shop, run); // a process died in the middle of it
   if (known === undefined) await makeVersion(shop, run, family, version);
-  if (run.pendingAt === undefined) await setPending(shop.pool, run.id);
+  if (run.pendingAt === undefined) {
+    await waitOutIntake(shop.pool);
+    await setPending(shop.pool, run.id);
+  }
   await shop.keyring.refresh();
   await shop.keyring.getOrMake(canaryTenant, family, version);
   const tenants = await listTenantsLacking(shop.pool, family, version - 1, version);
   for (const tenant of tenants) await shop.keyring.getOrMake(tenant, family, version);
-  if ((await countUnready(shop.pool, family, version)) > 0) return false;
+  if ((await countUnready(shop.pool, family, version)) > 0) return;
   await activate(shop, run, family, version);
-  return true;
 }
 
 async function activate(shop: DriverShop, run: Run, family: string, version: number): Promise<void> {
@@ -113,10 +85,18 @@ async function activate(shop: DriverShop, run: Run, family: string, version: num
   await appendAlways(shop, [phaseLine(run, 'activation')], async (tx) => {
     if (await activateVersion(tx, family, version)) await raiseEpoch(tx);
     if (run.compromised) await setCompromised(tx, family, version - 1);
-    await setActivated(tx, run.id);
     if (rotateEvery !== undefined) await setNextRotation(tx, family, nextRotation(new Date(), rotateEvery));
   });
+  await finishActivation(shop, run);
+}
+
+/**
+ * Only now is the version before past: commits that were under way at the activation have ended. What comes later counts
+ * from this moment, also when the process that activated did not live to see it.
+ */
+async function finishActivation(shop: DriverShop, run: Run): Promise<void> {
   await waitOutIntake(shop.pool);
+  await setActivated(shop.pool, run.id);
   await shop.keyring.refresh();
 }
 
@@ -124,96 +104,9 @@ function msSince(run: Run, at: Date | undefined): number {
   return at === undefined ? 0 : run.now.getTime() - at.getTime();
 }
 
-/** The tables of a run, each with the columns that are brought up to date. */
-function listTables(shop: Workshop, run: Run): { table: TableShape; columns: RegisteredColumn[] }[] {
-  const columns = columnsOf(shop.policy, run);
-  return [...new Set(columns.map((column) => column.address))].flatMap((address) => {
-    const table = shop.catalog.tables.get(address);
-    return table === undefined ? [] : [{ table, columns: columns.filter((column) => column.address === address) }];
-  });
-}
-
-/** The first registered table of the run that cannot be worked on, in a sentence. */
-function findProblem(shop: Workshop, run: Run): string | undefined {
-  const addresses = new Set(columnsOf(shop.policy, run).map((column) => column.address));
-  return [...addresses].map((address) => shop.catalog.problems.get(address)).find((problem) => problem !== undefined);
-}
-
-async function planRanges(shop: Workshop, table: TableShape): Promise<RangeSpec[]> {
-  const ranges: RangeSpec[] = [];
-  for (let lower: Key | undefined; ;) {
-    const upper = await keyAfter(shop.targetPool, table, lower, rangeRows);
-    const bounds = { ...(lower !== undefined && { lower }), ...(upper !== undefined && { upper }) };
-    ranges.push({ id: randomUUID(), table: table.address, ...bounds });
-    if (upper === undefined) return ranges; // the last range is open: rows that come later are in it
-    lower = upper;
-  }
-}
-
-async function countStale(shop: Workshop, run: Run): Promise<{ table: string; column: string; total: number }[]> {
-  const counts: { table: string; column: string; total: number }[] = [];
-  for (const { table, columns } of listTables(shop, run)) {
-    for (const column of columns) {
-      let total = 0;
-      for (const version of staleVersions(shop.keyring.state, column, run.kind)) {
-        total += await countVersion(shop.targetPool, table, column.column, version);
-      }
-      counts.push({ table: table.address, column: column.column, total });
-    }
-  }
-  return counts;
-}
-
-async function planPass(shop: Workshop, run: Run): Promise<void> {
-  const totals = await countStale(shop, run);
-  const work = new Set(totals.filter(({ total }) => total > 0).map(({ table }) => table));
-  const ranges: RangeSpec[] = [];
-  for (const { table } of listTables(shop, run)) {
-    if (work.has(table.address)) ranges.push(...(await planRanges(shop, table)));
-  }
-  const count = totals.reduce((sum, { total }) => sum + total, 0);
-  await appendAlways(shop, [phaseLine(run, `pass ${run.pass + 1}`, count)], (tx) =>
-    insertPass(tx, run.id, run.pass + 1, ranges, totals),
-  );
-}
-
-async function block(shop: Workshop, run: Run, sentence: string): Promise<void> {
-  await appendAlways(shop, [phaseLine(run, 'blocked', run.failed)], (tx) => setBlocked(tx, run.id, sentence));
-}
-
-async function findMalformed(shop: Workshop, run: Run): Promise<string | undefined> {
-  for (const { table, columns } of listTables(shop, run)) {
-    for (const { column } of columns) {
-      if (await hasVersion(shop.targetPool, table, column, -1)) return `${table.address}.${column}`;
-    }
-  }
-  return undefined;
-}
-
-/** Counts after everybody who was writing has ended. Zero and no failures: done. */
-async function verify(shop: Workshop, run: Run): Promise<void> {
-  for (const { table } of listTables(shop, run)) {
-    if (!(await waitOutWriters(shop.targetPool, table, waitOutMaxMs))) return; // somebody still writes: next time
-  }
-  const stale = (await countStale(shop, run)).reduce((sum, { total }) => sum + total, 0);
-  if (stale > run.failed) return await planPass(shop, run);
-  if (run.failed > 0) {
-    const rows = run.failed === 1 ? 'One value does' : `${run.failed} values do`;
-    return await block(
-      shop,
-      run,
-      `${rows} not open: GET /v1/rotations/${run.id}/failures names them. Restore or clear them; it goes on by itself.`,
-    );
-  }
-  const malformed = await findMalformed(shop, run);
-  if (malformed !== undefined) {
-    return await block(
-      shop,
-      run,
-      `${malformed} holds text that begins like an envelope and is none. Restore or clear it; it goes on by itself.`,
-    );
-  }
-  await appendAlways(shop, [phaseLine(run, 'end')], (tx) => setDone(tx, run.id));
+/** With the tables as they are at this moment: a count must not overlook one that is gone. */
+async function lookAgain(shop: DriverShop): Promise<DriverShop> {
+  return { ...shop, catalog: await loadCatalog(shop.targetPool, shop.policy.columns) };
 }
 
 async function step(shop: DriverShop, run: Run): Promise<void> {
@@ -226,18 +119,15 @@ async function step(shop: DriverShop, run: Run): Promise<void> {
       const searchable = run.kind === 'rotation' && isSearchable(shop.keyring.state.families.get(family!));
       if (searchable && msSince(run, run.pendingAt) < searchTokenTtlMs) return;
       await shop.keyring.refresh();
-      const problem = findProblem(shop, run);
-      if (problem === undefined) return await planPass(shop, run);
-      if (run.blocked !== problem) await block(shop, run, problem);
-      return;
+      return await planPass(await lookAgain(shop), run);
     }
     case 're-encrypting':
       return; // the jobs do that
     case 'verifying':
       if (run.kind === 'rotation' && msSince(run, run.activatedAt) < handOverMs) return;
-      return await verify(shop, run);
+      return await verify(await lookAgain(shop), run);
     case 'blocked':
-      if (msSince(run, run.blockedAt) >= lookAgainMs) await planPass(shop, run);
+      if (msSince(run, run.blockedAt) >= lookAgainMs) await planPass(await lookAgain(shop), run);
       return;
     case 'done':
       return;
@@ -288,20 +178,36 @@ function ignoreAlreadyRunning(error: unknown): void {
   if (!(error instanceof AlreadyRunning)) throw error;
 }
 
-/** Starts an adoption when an `adopt` column holds plaintext. Looks only where a version index makes that cheap. */
-export async function startAdoption(shop: Workshop, alsoUnindexed: boolean): Promise<string | undefined> {
-  for (const table of shop.catalog.tables.values()) {
-    for (const { column, adopt } of table.columns) {
-      if (!adopt || !(alsoUnindexed || table.indexed.has(column))) continue;
-      if (!(await hasVersion(shop.targetPool, table, column, 0))) continue;
-      const run = { id: randomUUID(), kind: 'adoption' } as const;
-      let inserted = false;
-      await appendAlways(shop, [phaseLine(run, 'start')], async (tx) => {
-        inserted = await insertRun(tx, { ...run, requestedBy: 'policy', reason: 'plaintext found' });
-        if (!inserted) throw new AlreadyRunning();
-      }).catch(ignoreAlreadyRunning);
-      return inserted ? run.id : undefined;
-    }
+/** Whether an `adopt` column of the table holds plaintext. Looks only where a version index makes that cheap. */
+async function holdsPlaintext(shop: Workshop, table: TableShape, alsoUnindexed: boolean): Promise<boolean> {
+  for (const { column, adopt } of table.columns) {
+    if (!adopt || !(alsoUnindexed || table.indexed.has(column))) continue;
+    if (await hasVersion(shop.targetPool, table, column, 0)) return true;
   }
+  return false;
+}
+
+/**
+ * Starts an adoption when there is plaintext to adopt and none is under way. A table that cannot be read does not keep the
+ * others from it; its error is thrown when no other gave reason to start.
+ */
+export async function startAdoption(shop: Workshop, alsoUnindexed: boolean): Promise<string | undefined> {
+  if (await isAdopting(shop.pool)) return undefined;
+  const errors: unknown[] = [];
+  for (const table of shop.catalog.tables.values()) {
+    const found = await holdsPlaintext(shop, table, alsoUnindexed).catch((error: unknown) => {
+      errors.push(error);
+      return false;
+    });
+    if (!found) continue;
+    const run = { id: randomUUID(), kind: 'adoption' } as const;
+    let inserted = false;
+    await appendAlways(shop, [phaseLine(run, 'start')], async (tx) => {
+      inserted = await insertRun(tx, { ...run, requestedBy: 'policy', reason: 'plaintext found' });
+      if (!inserted) throw new AlreadyRunning();
+    }).catch(ignoreAlreadyRunning);
+    return inserted ? run.id : undefined;
+  }
+  if (errors.length > 0) throw errors[0];
   return undefined;
 }

@@ -1,6 +1,7 @@
 /** SQL of runs, ranges and failures, in Fieldkeep's own database. */
 import type { Client, Pool, Queryable } from '../db.ts';
 import type { Key } from './batch.ts';
+import { FieldkeepError } from '../errors.ts';
 import { phaseOf, type Phase } from './plan.ts';
 
 export interface Run {
@@ -127,6 +128,13 @@ export async function findUnfinished(db: Queryable, family: string): Promise<Run
   return rows[0] === undefined ? undefined : toRun(rows[0]);
 }
 
+export async function isAdopting(db: Queryable): Promise<boolean> {
+  const { rows } = await db.query<{ found: boolean }>(
+    `select exists (select from fieldkeep.rotations where kind = 'adoption' and done_at is null) as found`,
+  );
+  return rows[0]!.found;
+}
+
 export async function listUnfinished(db: Queryable): Promise<Run[]> {
   const { rows } = await db.query<RunRow>(
     `select ${runColumns} from fieldkeep.rotations r where r.done_at is null order by r.created_at`,
@@ -170,16 +178,30 @@ export async function setPending(db: Queryable, id: string): Promise<void> {
   ]);
 }
 
-export async function setActivated(tx: Client, id: string): Promise<void> {
-  await tx.query('update fieldkeep.rotations set activated_at = clock_timestamp() where id = $1', [id]);
+export async function setActivated(db: Queryable, id: string): Promise<void> {
+  await db.query(
+    'update fieldkeep.rotations set activated_at = clock_timestamp() where id = $1 and activated_at is null',
+    [id],
+  );
 }
 
 export async function setBlocked(tx: Queryable, id: string, sentence: string): Promise<void> {
   await tx.query('update fieldkeep.rotations set blocked = $2, blocked_at = now() where id = $1', [id, sentence]);
 }
 
-export async function setDone(tx: Client, id: string): Promise<void> {
-  await tx.query('update fieldkeep.rotations set done_at = clock_timestamp(), blocked = null where id = $1', [id]);
+/** Another process took the run further since it was looked at; what was found out no longer counts. */
+function overtaken(id: string): FieldkeepError {
+  return new FieldkeepError('conflict', `Another process has taken run ${id} further.`);
+}
+
+/** Errors: `conflict` when it is not in this pass any more. */
+export async function setDone(tx: Client, id: string, pass: number): Promise<void> {
+  const { rowCount } = await tx.query(
+    `update fieldkeep.rotations set done_at = clock_timestamp(), blocked = null
+     where id = $1 and pass = $2 and done_at is null`,
+    [id, pass],
+  );
+  if (rowCount !== 1) throw overtaken(id);
 }
 
 export interface RangeSpec {
@@ -189,7 +211,10 @@ export interface RangeSpec {
   readonly upper?: Key;
 }
 
-/** Writes a pass down as a whole: its ranges, and with the first pass what there is to do. */
+/**
+ * Writes a pass down as a whole: its ranges, and with the first pass what there is to do. Errors: `conflict` when it is
+ * there already.
+ */
 export async function insertPass(
   tx: Client,
   run: string,
@@ -197,11 +222,12 @@ export async function insertPass(
   ranges: readonly RangeSpec[],
   totals: readonly { table: string; column: string; total: number }[],
 ): Promise<void> {
-  await tx.query(
+  const { rowCount } = await tx.query(
     `update fieldkeep.rotations set pass = $2, planned_at = coalesce(planned_at, clock_timestamp()), blocked = null
-     where id = $1`,
+     where id = $1 and pass = $2 - 1 and done_at is null`,
     [run, pass],
   );
+  if (rowCount !== 1) throw overtaken(run);
   await tx.query('delete from fieldkeep.rotation_failures where rotation = $1', [run]);
   for (const { table, column, total } of totals) {
     await tx.query(
@@ -262,6 +288,15 @@ export async function claimRange(db: Queryable, id: string, lease: string, holde
 /** Gives a range back, so that anybody can go on with it at once. */
 export async function releaseRange(db: Queryable, id: string, lease: string): Promise<void> {
   await db.query('update fieldkeep.rotation_ranges set holder = null where id = $1 and lease = $2', [id, lease]);
+}
+
+/** Gives back what an earlier job of this process still holds, because the database was away when it ended. */
+export async function releaseForgotten(db: Queryable, holder: string, working: readonly string[]): Promise<void> {
+  await db.query(
+    `update fieldkeep.rotation_ranges set holder = null
+     where holder = $1 and finished_at is null and id <> all ($2::uuid[])`,
+    [holder, working],
+  );
 }
 
 /** Unfinished ranges that nobody alive works on. */

@@ -1,0 +1,119 @@
+import assert from 'node:assert/strict';
+import { connect } from '../../src/db.ts';
+import { loadCatalog } from '../../src/rotation/catalog.ts';
+import { workRange } from '../../src/rotation/range.ts';
+import { advance, startAdoption } from '../../src/rotation/run.ts';
+import { findRun, listFreeRanges } from '../../src/rotation/store.ts';
+import { adopt, beginRotation, drive, fill, isSettled, openBench, rotate, skipWaits, type Bench } from './support.ts';
+
+const versionsSql =
+  'select fieldkeep.fe_version(ssn) as version, count(*)::int as n from demo.employees group by 1 order by 1';
+
+describe('what a census must not overlook', () => {
+  let bench: Bench;
+  beforeEach(async () => {
+    bench = await openBench();
+  });
+  afterEach(() => bench.close());
+
+  it('a table that went missing after its ranges were done', async () => {
+    await fill(bench.owner, 20, (id) => `536-22-${id}`);
+    await adopt(bench.service);
+    const id = await beginRotation(bench.service);
+    await drive(bench.service, id, (run) => run.activatedAt !== undefined);
+    await bench.owner.query(`update fieldkeep.rotations set pending_at = pending_at - interval '1 min'`);
+    await drive(bench.service, id, (run) => run.phase === 'verifying');
+    await bench.owner.query('alter table demo.employees rename to elsewhere');
+    bench.service.catalog = await loadCatalog(bench.service.targetPool, bench.service.policy.columns); // as a start does
+    await skipWaits(bench.owner, id);
+    const run = await drive(bench.service, id, isSettled);
+    assert.equal(run.phase, 'blocked');
+    assert.match(run.blocked!, /demo\.employees/);
+    await bench.owner.query('alter table demo.elsewhere rename to employees');
+    await bench.owner.query(`update fieldkeep.rotations set blocked_at = now() - interval '1 min'`);
+    assert.equal((await drive(bench.service, id, (r) => r.phase === 'done')).phase, 'done');
+  });
+
+  it('envelopes of a version that does not exist', async () => {
+    await fill(bench.owner, 20, (id) => (id === 3 ? `fe1.ssn.7.${'A'.repeat(110)}` : `536-22-${id}`));
+    const run = await adopt(bench.service);
+    assert.equal(run.phase, 'blocked');
+    assert.match(run.blocked!, /demo\.employees\.ssn/);
+  });
+
+  it('a text that the database and a JavaScript string cut differently', async () => {
+    await fill(bench.owner, 20, (id) => (id === 3 ? `fe1.${'\u{1d4b3}'.repeat(18)}.1.AAAA` : `536-22-${id}`));
+    assert.equal((await adopt(bench.service)).phase, 'done');
+    const run = await rotate(bench);
+    assert.equal(run.phase, 'blocked');
+    const { rows } = await bench.owner.query('select row, code from fieldkeep.rotation_failures');
+    assert.deepEqual(rows, [{ row: '3', code: 'envelope_malformed' }]);
+  });
+
+  it('an activation whose process died before those commits had ended', async () => {
+    await fill(bench.owner, 5, (id) => `536-22-${id}`);
+    await adopt(bench.service);
+    const id = await beginRotation(bench.service);
+    await drive(bench.service, id, (run) => run.activatedAt !== undefined);
+    await bench.owner.query('update fieldkeep.rotations set activated_at = null where id = $1', [id]);
+    // An instance that started since has never had the version pending.
+    await bench.owner.query('insert into fieldkeep.instances (id) values (gen_random_uuid())');
+    await advance(bench.service, id);
+    assert.notEqual((await findRun(bench.service.pool, id))!.activatedAt, undefined);
+  });
+
+  it('answers whose commit is under way while the version is activated', async () => {
+    await fill(bench.owner, 5, (id) => `536-22-${id}`);
+    await adopt(bench.service);
+    const id = await beginRotation(bench.service);
+    await advance(bench.service, id);
+    const answering = await connect(bench.database.ownerUrl, { name: 'answering' });
+    try {
+      await drive(bench.service, id, (run) => run.pendingAt !== undefined);
+      await answering.query('begin');
+      await answering.query(
+        `insert into fieldkeep.audit_intake (stream, seq, lines, entries, prev_hash, hash)
+         values (999, 1, '{}', 1, decode(repeat('00', 32), 'hex'), decode(repeat('00', 32), 'hex'))`,
+      );
+      const activating = drive(bench.service, id, (run) => run.activatedAt !== undefined);
+      for (let active = 1; active !== 2; await new Promise((resolve) => setTimeout(resolve, 20))) {
+        await bench.service.keyring.refresh();
+        active = bench.service.keyring.state.families.get('ssn')!.active!;
+      }
+      await new Promise((resolve) => setTimeout(resolve, 500));
+      assert.equal((await findRun(bench.service.pool, id))!.phase, 'pending', 'the wait is not over');
+      await answering.query('rollback');
+      assert.equal((await activating).phase, 'active');
+    } finally {
+      await answering.end();
+    }
+  }).timeout(60_000);
+
+  it('a worker that began under the version before', async () => {
+    await fill(bench.owner, 12_000, (id) => `536-22-${id}`);
+    await startAdoption(bench.service, true);
+    const { rows: runs } = await bench.owner.query<{ id: string }>('select id from fieldkeep.rotations');
+    await advance(bench.service, runs[0]!.id);
+    const rotation = await beginRotation(bench.service);
+    const [range] = await listFreeRanges(bench.service.pool);
+    let activating: Promise<unknown> | undefined;
+    const activated = async () => {
+      while (!(await findRun(bench.service.pool, rotation))?.activatedAt) await advance(bench.service, rotation);
+    };
+    await workRange(bench.service, range!, () => {
+      activating ??= activated();
+      return false;
+    });
+    await activating;
+    const { rows } = await bench.owner.query<{ version: number }>(versionsSql);
+    assert.deepEqual(
+      rows.map((row) => row.version),
+      [1, 2],
+      'what was sealed after the activation is of the new version',
+    );
+    const last = await bench.owner.query<{ v: number }>(
+      'select fieldkeep.fe_version(ssn) as v from demo.employees order by id desc limit 1',
+    );
+    assert.equal(last.rows[0]!.v, 2);
+  }).timeout(60_000);
+});
