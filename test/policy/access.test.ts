@@ -146,7 +146,10 @@ describe('policy/access: sides', () => {
     );
     const audit = (...scopes: string[]) => decide(policy, { ...alone, scopes }, { action: 'audit' }).decision;
     assert.deepEqual([audit('audit'), audit('audit:ssn'), audit('encrypt:*')], ['allow', 'deny', 'deny']);
-    for (const scopes of [['decrypt:ssn:full', 'decrypt:ssn:exists'], ['decrypt:ssn:exists', 'decrypt:*:full']]) {
+    for (const scopes of [
+      ['decrypt:ssn:full', 'decrypt:ssn:exists'],
+      ['decrypt:ssn:exists', 'decrypt:*:full'],
+    ]) {
       assert.equal(decide(policy, { ...alone, scopes }, decrypt('full')).decision, 'allow');
     }
     assert.equal(decide(policy, { ...alone, scopes: ['decrypt:ssn'] }, decrypt()).view, 'masked');
