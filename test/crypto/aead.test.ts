@@ -77,7 +77,7 @@ describe('crypto/aead', () => {
       fc.property(text(100), padTo, fc.nat(), (value, to, at) => {
         const envelope = seal(key, 'ssn', 4, ctx, value, to);
         const damaged = flip(envelope, at % ((64 + envelope.ciphertext.length) * 8));
-        refuses(() => open(key, damaged, ctx), 'decryption_failed', value);
+        refuses(() => open(key, damaged, ctx), 'decryption_failed');
       }),
     );
   });
