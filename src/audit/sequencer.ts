@@ -46,7 +46,7 @@ export function startSequencer(pool: Pool, onError: (error: unknown) => void): S
         onError(error);
         return 0;
       });
-      if (unfolded === 0) await rest();
+      if (unfolded < linesMax / 2) await rest(); // entries gather: a few at a time would cost as much as many
     }
   }
 
