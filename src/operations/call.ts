@@ -38,7 +38,7 @@ export function performCall(
     const { policy } = service;
     const entry = beginEntry(call, what.action);
     entry.policyVersion = policy.version;
-    if (what.class !== undefined) entry.class = what.class;
+    if (what.class !== undefined && policy.classes.has(what.class)) entry.class = what.class;
     try {
       const decision = decideAny(policy, call.principal, what.questions);
       entry.decision = decision.decision;

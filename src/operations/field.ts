@@ -127,7 +127,7 @@ function emptyRow(className: string): FieldkeepError {
 /** The class, which a decision has been made about. Errors: `class_unknown`. */
 export function getClass(policy: Policy, name: string): FieldClass {
   const found = policy.classes.get(name);
-  if (found === undefined) throw new FieldkeepError('class_unknown', `There is no class ${name}.`);
+  if (found === undefined) throw new FieldkeepError('class_unknown', 'There is no class of this name.');
   return found;
 }
 
@@ -135,7 +135,7 @@ export function getClass(policy: Policy, name: string): FieldClass {
 export function checkColumn(policy: Policy, place: Place): RegisteredColumn | undefined {
   const column = findColumn(policy, place.table, place.column);
   if (column === undefined && policy.unregistered === 'deny') {
-    throw new FieldkeepError('column_unknown', `Column ${place.column} of table ${place.table} is not registered.`);
+    throw new FieldkeepError('column_unknown', 'The column of context.table that context.column names is not registered.');
   }
   return column;
 }
@@ -145,7 +145,7 @@ export function checkClassOf(policy: Policy, place: Place, name: string): void {
   const column = findColumn(policy, place.table, place.column);
   if (column === undefined || column.class === name) return;
   const where = `Column ${place.column} of table ${place.table}`;
-  throw new FieldkeepError('request_invalid', `${where} is registered for class ${column.class}, not ${name}.`);
+  throw new FieldkeepError('request_invalid', `${where} is registered for class ${column.class}, not for this one.`);
 }
 
 /** CTX of a place under a version; a class bound to its column seals with an empty row. */
@@ -201,7 +201,7 @@ function findDigestKey(work: Work): MaybePromise<DigestKey | undefined> {
 }
 
 /** The members that an entry and a batch's item share; formatting leaves out what is undefined. */
-function describe(ran: Ran, digestKey: DigestKey | undefined): Item {
+function describe({ policy }: Work, ran: Ran, digestKey: DigestKey | undefined): Item {
   const { reading, decision, error, facts } = ran;
   const { table, column, row } = reading?.place ?? noPlace;
   const hasDigest = row !== undefined && row !== '' && digestKey !== undefined;
@@ -209,7 +209,8 @@ function describe(ran: Ran, digestKey: DigestKey | undefined): Item {
   const item: { [K in keyof Item]: Item[K] | undefined } & { outcome: Item['outcome'] } = {
     outcome,
     code: error?.code,
-    class: reading?.question.class,
+    // Only a name that the policy knows: what else stands there may be a value in the wrong place.
+    class: reading !== undefined && policy.classes.has(reading.question.class) ? reading.question.class : undefined,
     view: facts.view,
     table,
     column,
@@ -225,7 +226,7 @@ function describe(ran: Ran, digestKey: DigestKey | undefined): Item {
 const noPlace: Partial<Place> = {};
 
 function singleAttempt(work: Work, call: Call, action: string, ran: Ran, digestKey: DigestKey | undefined): Attempt {
-  const { ref: _batchesOnly, ...item } = describe(ran, digestKey);
+  const { ref: _batchesOnly, ...item } = describe(work, ran, digestKey);
   const entry: Entry = { ...beginEntry(call, action), ...item };
   entry.policyVersion = work.policy.version;
   if (ran.decision !== undefined) {
@@ -265,7 +266,7 @@ function batchAttempt(
   digestKey: DigestKey | undefined,
 ): Attempt {
   const items = rans.map((ran, i): Item => {
-    const item = describe(ran, digestKey);
+    const item = describe(work, ran, digestKey);
     const ref = refs[i];
     if (ref !== undefined) item.ref = ref;
     return item;

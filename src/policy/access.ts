@@ -108,13 +108,15 @@ function listRights(policy: Policy, who: Principal, question: Question, fieldCla
   return rights;
 }
 
-function describeScope({ action, class: className, view }: Question): string {
-  if (className === undefined) return action;
+/** A class that does not exist is named `*`: what the caller wrote there may be a value in the wrong place. */
+function describeScope(policy: Policy, { action, class: asked, view }: Question): string {
+  if (asked === undefined) return action;
+  const className = policy.classes.has(asked) ? asked : unknownClass;
   return view === undefined ? `${action}:${className}` : `${action}:${className}:${view}`;
 }
 
 function deny(policy: Policy, question: Question, ruleId: string): Decision {
-  return { decision: 'deny', ruleId, policyVersion: policy.version, missingScope: describeScope(question) };
+  return { decision: 'deny', ruleId, policyVersion: policy.version, missingScope: describeScope(policy, question) };
 }
 
 /** The side that allows the least, and with it the highest view that every side allows. */
