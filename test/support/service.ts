@@ -15,6 +15,7 @@ import { createMetrics } from '../../src/http/metrics.ts';
 import { createHttpsServer } from '../../src/http/server.ts';
 import { openBoss } from '../../src/jobs/queues.ts';
 import { startWorkers } from '../../src/jobs/workers.ts';
+import { describeError } from '../../src/errors.ts';
 import { openEmbeddedRootKeys } from '../../src/keys/embedded.ts';
 import { bindOperations } from '../../src/operations/all.ts';
 import { refuse } from '../../src/operations/perform.ts';
@@ -82,7 +83,7 @@ export async function openTestService(policy: Policy = shippedPolicy): Promise<T
   const workers = await startWorkers(
     boss,
     () => service,
-    (error) => log.warn({ error: String(error) }, 'job'),
+    (error) => log.warn({ error: describeError(error) }, 'A background job failed.'),
   );
   service.wake = () => workers.wake();
   const owner = openPool(database.ownerUrl, { max: 4, name: 'owner', statementTimeoutMs: 60_000 });
