@@ -135,7 +135,10 @@ export function getClass(policy: Policy, name: string): FieldClass {
 export function checkColumn(policy: Policy, place: Place): RegisteredColumn | undefined {
   const column = findColumn(policy, place.table, place.column);
   if (column === undefined && policy.unregistered === 'deny') {
-    throw new FieldkeepError('column_unknown', 'The column of context.table that context.column names is not registered.');
+    throw new FieldkeepError(
+      'column_unknown',
+      'The column of context.table that context.column names is not registered.',
+    );
   }
   return column;
 }
