@@ -76,6 +76,7 @@ export function startHeartbeat(options: {
 }): { beat: () => Promise<void>; stop: () => Promise<void> } {
   const { pool, keyring, id, onError } = options;
   let under: Promise<void> | undefined;
+  let stopped = false;
 
   async function beatOnce(): Promise<void> {
     try {
@@ -88,11 +89,12 @@ export function startHeartbeat(options: {
       under = undefined;
     }
   }
-  const beat = () => (under ??= beatOnce());
+  const beat = () => (stopped ? Promise.resolve() : (under ??= beatOnce()));
   const timer = setInterval(() => void beat(), heartbeatEveryMs);
   return {
     beat,
     async stop() {
+      stopped = true;
       clearInterval(timer);
       await under;
       await deleteInstance(pool, id).catch(onError);
