@@ -5,7 +5,7 @@
 import { FieldkeepError } from '../errors.ts';
 import { cellKey, unknownClass, viewOnLadder, type CompiledPrincipal } from './compile.ts';
 import type { FieldClass, Policy, View } from './policy.ts';
-import { parseScope, type Action } from './scope.ts';
+import { parseScope, type Action, type Scope } from './scope.ts';
 
 export type { Action } from './scope.ts';
 
@@ -78,12 +78,24 @@ function rightOf(
   return best ?? refused('default');
 }
 
+/** What was read of a token's scopes: a token is verified once and then decides many calls. */
+const readScopes = new WeakMap<readonly string[], readonly Scope[]>();
+
+/** Texts that are no scopes grant nothing. */
+function parseScopes(texts: readonly string[]): readonly Scope[] {
+  let scopes = readScopes.get(texts);
+  if (scopes === undefined) {
+    scopes = texts.flatMap((text) => parseScope(text) ?? []);
+    readScopes.set(texts, scopes);
+  }
+  return scopes;
+}
+
 /** What the token's own scopes leave. */
-function rightOfScopes(scopes: readonly string[], question: Question, fieldClass: FieldClass | undefined): Right {
+function rightOfScopes(texts: readonly string[], question: Question, fieldClass: FieldClass | undefined): Right {
   let best: Right | undefined;
-  for (const text of scopes) {
-    const scope = parseScope(text);
-    if (scope?.action !== question.action) continue;
+  for (const scope of parseScopes(texts)) {
+    if (scope.action !== question.action) continue;
     if (question.class !== undefined && scope.class !== '*' && scope.class !== question.class) continue;
     if (question.action !== 'decrypt' || fieldClass === undefined) return { ruleId: 'token', allowed: true };
     const view = viewOnLadder(fieldClass, scope.view);
@@ -150,6 +162,18 @@ export function decide(policy: Policy, who: Principal, question: Question): Deci
   }
   const usual = Math.max(highest, rank(fieldClass, fieldClass.defaultView));
   return { ...allow, view: fieldClass.views[usual]! };
+}
+
+/**
+ * How much of a class's values the principal could be shown, asking by name; undefined when nothing, also for a class that
+ * does not exist. A value must not move to where its mover would see more of it.
+ */
+export function highestView(policy: Policy, who: Principal, className: string, purpose?: string): View | undefined {
+  const fieldClass = policy.classes.get(className);
+  if (fieldClass === undefined) return undefined;
+  const question: Question = { action: 'decrypt', class: className, ...(purpose !== undefined && { purpose }) };
+  const rights = listRights(policy, who, question, fieldClass);
+  return rights.every(({ allowed }) => allowed) ? findNarrowest(fieldClass, rights).view : undefined;
 }
 
 /** What the principal's own entries grant, as written, after narrowing by the token: for people to read. */

@@ -3,15 +3,10 @@
  * some may hold. Every problem is collected with its place; nothing stops at the first. Pure.
  */
 import { findLocalIssuer, identitiesOf } from './compile.ts';
+import { joinPath, type Problem } from './problems.ts';
 import type { PolicyFile, PrincipalEntry } from './schema.ts';
 import { parseScope, systemActions } from './scope.ts';
 import { parseDecimal } from './views.ts';
-
-export interface Problem {
-  /** Where in the file: agents.hr-agent.grants[2].scope */
-  readonly path: string;
-  readonly message: string;
-}
 
 type Add = (path: string, message: string) => void;
 
@@ -37,7 +32,7 @@ function findClass(file: PolicyFile, name: string) {
 
 function checkClasses(file: PolicyFile, add: Add): void {
   for (const [name, fieldClass] of Object.entries(file.classes)) {
-    const at = `classes.${name}`;
+    const at = joinPath(['classes', name]);
     if (name === 'audit') add(at, 'the name audit is reserved for the keys of the audit log');
     if (!isLadder(fieldClass.views)) {
       add(`${at}.views`, 'must be in order, most first: full, last4 (or bucket), masked, exists');
@@ -91,7 +86,7 @@ function checkPrincipals(file: PolicyFile, add: Add): void {
   const local = findLocalIssuer(file);
   for (const kind of ['agents', 'people'] as const) {
     for (const [name, principal] of Object.entries<PrincipalEntry>(file[kind])) {
-      const at = `${kind}.${name}`;
+      const at = joinPath([kind, name]);
       if (kind === 'people' && Object.hasOwn(file.agents, name)) add(at, 'an agent has this name already');
       if (principal.system === true && principal.tenants !== undefined)
         add(`${at}.tenants`, 'a system principal has no tenants');
@@ -114,7 +109,7 @@ function checkIssuers(file: PolicyFile, add: Add): void {
   const issuers = new Map<string, string>();
   let locals = 0;
   for (const [name, issuer] of Object.entries(file.issuers)) {
-    const at = `issuers.${name}`;
+    const at = joinPath(['issuers', name]);
     if ('local' in issuer) {
       locals += 1;
       if (locals > 1) add(at, 'there is one local issuer');
@@ -131,7 +126,7 @@ function checkIssuers(file: PolicyFile, add: Add): void {
 
 function checkApprovals(file: PolicyFile, add: Add): void {
   for (const [name, approval] of Object.entries(file.approvals ?? {})) {
-    const at = `approvals.${name}`;
+    const at = joinPath(['approvals', name]);
     if (name !== 'destroy') add(at, 'only destroy takes approvals');
     for (const [i, member] of approval.group.entries()) {
       if (!Object.hasOwn(file.people, member)) add(`${at}.group[${i}]`, 'there is no person of this name');
@@ -167,6 +162,7 @@ function checkColumns(file: PolicyFile, add: Add): void {
     if (reserved.includes(column.column)) add(`${at}.column`, 'key and tenant columns stay readable');
     for (const [j, index] of (column.index ?? []).entries()) {
       const place = `${at}.index[${j}]`;
+      if (index.column.includes(':')) add(`${place}.column`, 'a registered name has no colon');
       claim(address, index.column, `${place}.column`);
       if (reserved.includes(index.column)) add(`${place}.column`, 'is the key or the tenant of the table');
       if (fieldClass?.edges !== undefined)

@@ -1,12 +1,32 @@
 /**
  * What JSON.parse keeps to itself about a file that people write: where it stops being JSON (its messages give a place
- * for some mistakes only), and names that stand twice in one object, of which it would keep the last without a word: a
- * deny could vanish that way. Pure.
+ * for some mistakes only), names that stand twice in one object, of which it would keep the last without a word (a deny
+ * could vanish that way), and where in the text each value stands. Pure.
  */
 
 export interface Flaw {
   readonly offset: number;
   readonly message: string;
+}
+
+export interface Scan {
+  /** In reading order. What is not JSON ends the scan; other flaws do not. */
+  readonly flaws: readonly Flaw[];
+  /** Where members and elements begin, by their path: agents.hr-agent.grants[2] */
+  readonly places: ReadonlyMap<string, number>;
+}
+
+/** The path of what has this name, or this number, inside `path`. A name that would blur the path is quoted. */
+export function pathOf(path: string, step: PropertyKey): string {
+  if (typeof step === 'number') return `${path}[${step}]`;
+  const name = String(step);
+  if (!/^[A-Za-z_$][\w$-]*$/.test(name)) return `${path}[${JSON.stringify(name)}]`;
+  return path === '' ? name : `${path}.${name}`;
+}
+
+/** What holds it; '' for what stands at the top. */
+export function parentOf(path: string): string {
+  return path.replace(/(?:\.?[\w$-]+|\[\d+\]|\["(?:[^"\\]|\\.)*"\])$/, '');
 }
 
 class Stop extends Error {
@@ -25,6 +45,8 @@ const string = /"[^"\\\u0000-\u001f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\u
 const scalar = /-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null/y;
 
 class Scanner {
+  readonly flaws: Flaw[] = [];
+  readonly places = new Map<string, number>();
   readonly #text: string;
   #at = 0;
 
@@ -33,13 +55,13 @@ class Scanner {
   }
 
   scan(): void {
-    this.#value(0);
+    this.#value('', 0);
     this.#take(space);
     if (this.#at < this.#text.length) this.#stop();
   }
 
-  #stop(message = 'this is not JSON from here on', offset = this.#at): never {
-    throw new Stop(offset, message);
+  #stop(message = 'this is not JSON from here on'): never {
+    throw new Stop(this.#at, message);
   }
 
   /** The text that `pattern` matches here; nothing is skipped. */
@@ -56,12 +78,24 @@ class Scanner {
     return this.#text[this.#at];
   }
 
-  #value(depth: number): void {
+  /** The string that stands here, decoded. */
+  #string(): string | undefined {
+    const offset = this.#at;
+    const quoted = this.#take(string);
+    if (quoted === undefined) return undefined;
+    const text = JSON.parse(quoted) as string;
+    // Neither Postgres nor a context can hold these: no caller could ever name it.
+    if (text.includes('\0') || !text.isWellFormed())
+      this.flaws.push({ offset, message: 'this text holds NUL or half a character (a lone surrogate)' });
+    return text;
+  }
+
+  #value(path: string, depth: number): void {
     if (depth > depthMax) this.#stop('this is nested too deeply');
     const next = this.#next();
-    if (next === '{') this.#list('}', this.#member(depth));
-    else if (next === '[') this.#list(']', () => this.#value(depth + 1));
-    else if (this.#take(next === '"' ? string : scalar) === undefined) this.#stop();
+    if (next === '{') this.#list('}', this.#member(path, depth));
+    else if (next === '[') this.#list(']', this.#element(path, depth));
+    else if ((next === '"' ? this.#string() : this.#take(scalar)) === undefined) this.#stop();
   }
 
   /** From the opening bracket to the closing one. */
@@ -80,31 +114,48 @@ class Scanner {
     }
   }
 
+  /** Reads the elements of one array, one a call. */
+  #element(path: string, depth: number): () => void {
+    let i = 0;
+    return () => {
+      const at = pathOf(path, i);
+      i += 1;
+      this.#take(space);
+      this.places.set(at, this.#at);
+      this.#value(at, depth + 1);
+    };
+  }
+
   /** Reads the members of one object, one a call. */
-  #member(depth: number): () => void {
+  #member(path: string, depth: number): () => void {
     const names = new Set<string>();
     return () => {
       this.#take(space);
       const offset = this.#at;
-      const quoted = this.#take(string);
-      if (quoted === undefined) this.#stop();
-      const name = JSON.parse(quoted) as string;
-      if (names.has(name)) this.#stop('this name stands in the object twice', offset);
+      const name = this.#string();
+      if (name === undefined) this.#stop();
+      if (names.has(name)) this.flaws.push({ offset, message: 'this name stands in the object twice' });
+      // Libraries pass over it in silence, and what it holds would not count.
+      if (name === '__proto__') this.flaws.push({ offset, message: 'this name cannot be used' });
       names.add(name);
+      const at = pathOf(path, name);
+      this.places.set(at, offset);
       if (this.#next() !== ':') this.#stop();
       this.#at += 1;
-      this.#value(depth + 1);
+      this.#value(at, depth + 1);
     };
   }
 }
 
-/** The first flaw of a text, in reading order; undefined when it is JSON without any. */
-export function findFlaw(text: string): Flaw | undefined {
+/** What is wrong with a text as JSON, and where its values stand. Without flaws, JSON.parse takes it. */
+export function scanJson(text: string): Scan {
+  const scanner = new Scanner(text);
+  const { flaws, places } = scanner;
   try {
-    new Scanner(text).scan();
-    return undefined;
+    scanner.scan();
   } catch (error) {
-    if (error instanceof Stop) return error.flaw;
-    throw error;
+    if (!(error instanceof Stop)) throw error;
+    flaws.push(error.flaw);
   }
+  return { flaws, places };
 }

@@ -6,12 +6,13 @@ import { createHash } from 'node:crypto';
 import type { PadTo } from '../crypto/aead.ts';
 import type { Normalise } from '../crypto/blind-index.ts';
 import { compileAccess, type AccessTable } from './compile.ts';
-import { checkPolicy, type Problem } from './checks.ts';
-import { findFlaw } from './json.ts';
-import { policySchema, type Issuer, type PolicyFile, type views } from './schema.ts';
+import { checkPolicy } from './checks.ts';
+import { parentOf, scanJson } from './json.ts';
+import { joinPath, toShapeProblems, wording, type Problem } from './problems.ts';
+import { salvage } from './salvage.ts';
+import { policySchema, type Approval, type Issuer, type PolicyFile, type views } from './schema.ts';
 
-export type { Issuer } from './schema.ts';
-type Issue = NonNullable<ReturnType<typeof policySchema.safeParse>['error']>['issues'][number];
+export type { Approval, Issuer } from './schema.ts';
 export type View = (typeof views)[number];
 
 export interface FieldClass {
@@ -51,6 +52,8 @@ export interface Policy {
   readonly classes: ReadonlyMap<string, FieldClass>;
   readonly columns: readonly RegisteredColumn[];
   readonly issuers: ReadonlyMap<string, Issuer>;
+  /** By the action that needs them. */
+  readonly approvals: ReadonlyMap<string, Approval>;
   readonly access: AccessTable;
   /** Columns by address and name, for findColumn. */
   readonly columnIndex: ReadonlyMap<string, RegisteredColumn>;
@@ -61,7 +64,10 @@ export class PolicyError extends Error {
   readonly problems: readonly Problem[];
 
   constructor(problems: readonly Problem[]) {
-    const lines = problems.map(({ path, message }) => `  ${path === '' ? '(file)' : path}: ${message}`);
+    const lines = problems.map(({ path, message, line }) => {
+      const place = line === undefined ? '' : ` (line ${line})`;
+      return `  ${path === '' ? '(file)' : path}${place}: ${message}`;
+    });
     super(
       `The policy has ${problems.length === 1 ? 'a problem' : `${problems.length} problems`}:\n${lines.join('\n')}`,
     );
@@ -70,47 +76,46 @@ export class PolicyError extends Error {
   }
 }
 
-function parseJson(text: string): unknown {
-  const flaw = findFlaw(text);
-  if (flaw === undefined) return JSON.parse(text);
-  const before = text.slice(0, flaw.offset).split('\n');
-  const path = `line ${before.length}, column ${before.at(-1)!.length + 1}`;
-  throw new PolicyError([{ path, message: flaw.message }]);
-}
-
-function joinPath(path: readonly PropertyKey[]): string {
-  return path.reduce<string>(
-    (text, key) => (typeof key === 'number' ? `${text}[${key}]` : `${text}${text === '' ? '' : '.'}${String(key)}`),
-    '',
+/** Errors: PolicyError with every flaw of the text as JSON. */
+function assertJson(text: string, flaws: ReturnType<typeof scanJson>['flaws']): void {
+  if (flaws.length === 0) return;
+  throw new PolicyError(
+    flaws.map(({ offset, message }) => {
+      const before = text.slice(0, offset).split('\n');
+      return { path: `line ${before.length}, column ${before.at(-1)!.length + 1}`, message };
+    }),
   );
 }
 
-/**
- * Issues as problems. Of a union zod says only that nothing fits; the form that comes closest says what to mend and where:
- * the one whose type is right and that has the fewest issues. An unknown key is a problem at the key itself.
- */
-function toProblems(issue: Issue, above: readonly PropertyKey[] = []): Problem[] {
-  const path = [...above, ...issue.path];
-  if (issue.code === 'unrecognized_keys') {
-    return issue.keys.map((key) => ({ path: joinPath([...path, key]), message: 'there is no such key here' }));
-  }
-  if (issue.code !== 'invalid_union') return [{ path: joinPath(path), message: issue.message }];
-  const forms = issue.errors.filter(
-    (each) => !each.some(({ code, path }) => code === 'invalid_type' && path.length === 0),
-  );
-  const closest = forms.toSorted((one, other) => one.length - other.length)[0];
-  if (closest === undefined) return [{ path: joinPath(path), message: issue.message }];
-  return closest.flatMap((each) => toProblems(each, path));
+/** The problems of shape, and all that the cross-checks find in what is left without them. */
+function findProblems(raw: unknown): Problem[] {
+  const parsed = policySchema.safeParse(raw, { error: wording });
+  if (parsed.success) return checkPolicy(parsed.data);
+  const shape = parsed.error.issues.flatMap((issue) => toShapeProblems(issue));
+  const problems = shape.map(({ steps, message }) => ({ path: joinPath(steps), message }));
+  const salvaged = salvage(raw, shape);
+  if (salvaged === undefined) return problems;
+  const hidden = salvaged.stoodIn.map(joinPath);
+  const isHidden = (path: string) =>
+    hidden.some((place) => path === place || path.startsWith(`${place}.`) || path.startsWith(`${place}[`));
+  return [...problems, ...checkPolicy(salvaged.file).filter(({ path }) => !isHidden(path))];
+}
+
+/** In the order of the file, each with its line; what is missing has its place where it is missed. */
+function placeProblems(text: string, places: ReadonlyMap<string, number>, problems: readonly Problem[]): Problem[] {
+  const offsetOf = (path: string): number => (path === '' ? 0 : (places.get(path) ?? offsetOf(parentOf(path))));
+  return problems
+    .map((problem) => ({ problem, offset: offsetOf(problem.path) }))
+    .toSorted((one, other) => one.offset - other.offset)
+    .map(({ problem, offset }) => ({ ...problem, line: text.slice(0, offset).split('\n').length }));
 }
 
 function parseFile(text: string): PolicyFile {
-  const parsed = policySchema.safeParse(parseJson(text));
-  if (!parsed.success) {
-    throw new PolicyError(parsed.error.issues.flatMap((issue) => toProblems(issue)));
-  }
-  const problems = checkPolicy(parsed.data);
-  if (problems.length > 0) throw new PolicyError(problems);
-  return parsed.data;
+  const { flaws, places } = scanJson(text);
+  assertJson(text, flaws);
+  const problems = findProblems(JSON.parse(text));
+  if (problems.length > 0) throw new PolicyError(placeProblems(text, places, problems));
+  return policySchema.parse(JSON.parse(text));
 }
 
 function toClass(name: string, entry: PolicyFile['classes'][string]): FieldClass {
@@ -144,6 +149,7 @@ export function parsePolicy(text: string): Policy {
     classes,
     columns,
     issuers: new Map(Object.entries(file.issuers)),
+    approvals: new Map(Object.entries(file.approvals ?? {})),
     access: compileAccess(file, classes),
     columnIndex: new Map(columns.map((column) => [`${column.address}\n${column.column}`, column])),
   };

@@ -1,17 +1,42 @@
 /**
  * The shape of keys-policy.json. Unknown keys are errors: a misspelled condition must not be a condition that is
- * not there. `keys-policy.schema.json` says the same to editors, which complete the file; a test holds them together.
+ * not there. `keys-policy.schema.json` says the same to editors, which complete and explain the file; a test holds them
+ * together.
  */
 import { z } from 'zod';
 import { durationPattern } from './schedule.ts';
 
 export const views = ['full', 'last4', 'bucket', 'masked', 'exists'] as const;
 
-const principalName = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._@:/-]{0,127}$/);
-const className = z.string().regex(/^[a-z][a-z0-9]{1,15}$/);
+/** As contexts hold it (crypto/context.ts). */
+const tenantBytesMax = 512;
+
+const name = z
+  .string()
+  .regex(
+    /^[A-Za-z0-9][A-Za-z0-9._@:/-]{0,127}$/,
+    'must begin with a letter or digit, then hold only those and . _ @ : / -, 128 at most',
+  );
+const className = z
+  .string()
+  .regex(/^[a-z][a-z0-9]{1,15}$/, 'must be 2 to 16 lower-case letters and digits, a letter first');
+const targetName = z
+  .string()
+  .regex(/^[a-z][a-z0-9_]{0,31}$/, 'must be at most 32 lower-case letters, digits and _, a letter first');
 const scope = z.string().min(1).max(64).describe('action:class[:view], or audit, approve, policy');
-const decimal = z.string().regex(/^-?\d{1,40}(\.\d{1,20})?$/);
+const decimal = z
+  .string()
+  .regex(/^-?\d{1,40}(\.\d{1,20})?$/, 'must be a plain decimal number in quotes, such as "50000"');
+const duration = z.string().regex(durationPattern, 'must be an ISO 8601 duration, such as P3M or P1D');
 const identifier = z.string().min(1).max(63);
+const tenantName = z
+  .string()
+  .min(1)
+  .max(tenantBytesMax, { abort: true })
+  .refine(
+    (text) => Buffer.byteLength(text) <= tenantBytesMax,
+    `must not be longer than ${tenantBytesMax} bytes in UTF-8`,
+  );
 
 const issuerClaims = {
   aud: z.string().min(1).describe('What the token must name as its audience.'),
@@ -22,12 +47,14 @@ const localIssuer = z.strictObject({
   local: z.literal(true).describe('The issuer key made on first start.'),
   ...issuerClaims,
 });
+const jwksUrlWords = 'must be an https address without a user name in it';
 const remoteIssuer = z.strictObject({
   issuer: z.string().min(1).describe('The exact iss of its tokens.'),
   jwksFile: z.string().min(1).optional().describe('A JWKS on disk.'),
   jwksUrl: z
     .string()
-    .regex(/^https:\/\//)
+    .regex(/^https:\/\/[^/@?#\s]+([/?#]\S*)?$/, { error: jwksUrlWords, abort: true })
+    .refine((text) => URL.canParse(text), jwksUrlWords)
     .optional()
     .describe('A JWKS behind https.'),
   algorithms: z
@@ -44,98 +71,110 @@ const fieldClass = z.strictObject({
     .enum(['row', 'column'])
     .describe('row: an envelope opens only in its row. column: values can be swapped between rows.'),
   padTo: z.literal([16, 32, 48, 64]).describe('Lengths hide up to multiples of this many bytes.'),
-  rotateEvery: z
-    .string()
-    .regex(durationPattern)
-    .describe('ISO 8601 duration between rotations, P3M for every quarter.'),
-  normalise: z.enum(['digits', 'alnum']).optional().describe('What counts when values are compared or indexed.'),
-  views: z.array(z.enum(views)).min(1).describe('What can be revealed, most first.'),
+  rotateEvery: duration.describe('ISO 8601 duration between rotations, P3M for every quarter.'),
+  normalise: z
+    .enum(['digits', 'alnum'])
+    .optional()
+    .describe('What counts when values are compared or indexed: digits, or letters and digits in upper case.'),
+  views: z
+    .array(z.enum(views))
+    .min(1)
+    .describe('What can be revealed, most first: full, last4 or bucket, masked, exists.'),
   defaultView: z.enum(views).describe('What a request that names no view gets at most. Never full.'),
-  mask: z.string().min(1).max(64).describe('What the masked view shows.'),
-  edges: z.array(decimal).min(1).optional().describe('Bucket edges, ascending.'),
-});
-
-const grant = z.union([
-  scope,
-  z.strictObject({
-    scope,
-    when: z
-      .strictObject({
-        purpose: z.array(z.string().min(1).max(128)).min(1).optional().describe('The request must claim one of these.'),
-      })
-      .optional(),
-  }),
-]);
-
-const agent = z.strictObject({
-  tenants: z.array(z.string().min(1).max(512)).min(1).describe('Tenants it may act for, or "*".'),
-  identities: z
-    .array(z.strictObject({ issuer: z.string(), sub: z.string().min(1) }))
+  mask: z
+    .string()
     .min(1)
-    .optional(),
-  grants: z.array(grant),
-  deny: z.array(scope).optional().describe('Wins over every grant. "*" may stand for any action.'),
+    .max(64)
+    .regex(/^\D*$/, 'must hold no digits, so that nobody takes it for a value')
+    .describe('What the masked view shows, the same for every value. No digits.'),
+  edges: z
+    .array(decimal)
+    .min(1)
+    .optional()
+    .describe('Where buckets begin, ascending, as texts. With the view bucket only.'),
 });
+
+const conditions = z
+  .strictObject({
+    purpose: z.array(z.string().min(1).max(128)).min(1).optional().describe('The request must claim one of these.'),
+  })
+  .refine((conditions) => Object.keys(conditions).length > 0, {
+    error: 'names no condition: leave it out',
+    when: ({ issues }) => issues.length === 0, // a misspelled one is told as that
+  })
+  .describe('The grant counts only when all of this is so.');
+const grant = z.union([scope, z.strictObject({ scope, when: conditions.optional() })]);
+const identities = z
+  .array(
+    z.strictObject({
+      issuer: z.string().describe('One of the issuers above.'),
+      sub: z.string().min(1).describe('Who it is there: what the issuer’s agentClaim says.'),
+    }),
+  )
+  .min(1)
+  .optional()
+  .describe('Whose tokens it comes with. Absent: the local issuer’s subject of the same name.');
+const grants = z.array(grant).describe('What it may do. What nothing grants is denied.');
+const denies = z.array(scope).optional().describe('Wins over every grant. "*" may stand for any action.');
+const tenants = z.array(tenantName).min(1).describe('Tenants it may act for, or "*".');
+
+const agent = z.strictObject({ tenants, identities, grants, deny: denies });
 const person = z.strictObject({
-  system: z.boolean().optional().describe('Spans tenants: only such principals rotate, destroy and approve.'),
-  tenants: z.array(z.string().min(1).max(512)).min(1).optional(),
-  identities: z
-    .array(z.strictObject({ issuer: z.string(), sub: z.string().min(1) }))
-    .min(1)
-    .optional(),
-  grants: z.array(grant),
-  deny: z.array(scope).optional(),
+  system: z.boolean().optional().describe('Spans tenants: only such people rotate, destroy and approve.'),
+  tenants: tenants.optional(),
+  identities,
+  grants,
+  deny: denies,
+});
+
+const approval = z.strictObject({
+  group: z.array(name).min(1).describe('The people who may decide.'),
+  n: z.int().min(1).describe('How many of them have to approve.'),
+  within: duration.describe('ISO 8601 duration in which they have to decide.'),
 });
 
 const index = z.strictObject({
-  name: z.string().regex(/^[a-z][a-z0-9_]{0,31}$/),
+  name: targetName.describe('What requests call it.'),
   column: identifier.describe('The text column that holds the tokens.'),
   bits: z.int().min(1).max(256).describe('Length of a token; a guide is log2(rows per tenant / 8).'),
 });
 
 const column = z.strictObject({
-  database: z
-    .string()
-    .regex(/^[a-z][a-z0-9_]{0,31}$/)
-    .optional()
-    .describe('A target of its own, connected by TARGET_<NAME>_URL.'),
+  database: targetName.optional().describe('A target of its own, connected by TARGET_<NAME>_URL.'),
   table: z
     .string()
-    .regex(/^[^:.]{1,63}\.[^:.]{1,63}$/)
+    .regex(/^[^:.]{1,63}\.[^:.]{1,63}$/, 'must be schema.table, without a colon')
     .describe('schema.table'),
   key: z.array(identifier).min(1).max(8).describe('The columns of a NOT NULL unique index.'),
-  tenant: z.union([z.strictObject({ column: identifier }), z.strictObject({ value: z.string().min(1).max(512) })]),
+  tenant: z
+    .union([
+      z.strictObject({ column: identifier.describe('The column that names the row’s tenant.') }),
+      z.strictObject({ value: tenantName.describe('The one tenant whose rows these are.') }),
+    ])
+    .describe('Whose rows these are.'),
   column: identifier.describe('The column that holds envelopes.'),
-  class: className,
+  class: className.describe('One of the classes above.'),
   from: identifier.optional().describe('The plaintext column it is filled from.'),
   adopt: z.boolean().optional().describe('Plaintext found in the column is encrypted.'),
-  index: z.array(index).optional(),
+  index: z.array(index).optional().describe('Blind indexes for equality search, each in a column of its own.'),
 });
 
 export const policySchema = z.strictObject({
-  $schema: z.string().optional(),
-  schemaVersion: z.literal(1),
+  $schema: z.string().optional().describe('For editors: ./keys-policy.schema.json'),
+  schemaVersion: z.literal(1).describe('Of this format.'),
   unregistered: z
     .enum(['deny', 'allow'])
     .describe('Whether values may be encrypted for columns that are not registered.'),
-  issuers: z.record(z.string(), z.union([localIssuer, remoteIssuer])),
-  classes: z.record(className, fieldClass),
-  agents: z.record(principalName, agent),
-  people: z.record(principalName, person),
-  approvals: z
-    .record(
-      z.string(),
-      z.strictObject({
-        group: z.array(principalName).min(1),
-        n: z.int().min(1),
-        within: z.string().regex(durationPattern),
-      }),
-    )
-    .optional(),
-  columns: z.array(column),
+  issuers: z.record(name, z.union([localIssuer, remoteIssuer])).describe('Whose tokens are believed.'),
+  classes: z.record(className, fieldClass).describe('Kinds of sensitive values; each has its own keys.'),
+  agents: z.record(name, agent).describe('Programs that ask.'),
+  people: z.record(name, person).describe('People who ask, and people on whose behalf agents ask.'),
+  approvals: z.record(z.string(), approval).optional().describe('Calls that more than one person has to agree to.'),
+  columns: z.array(column).describe('Every column that holds envelopes: rotation goes through all of them.'),
 });
 
 export type PolicyFile = z.infer<typeof policySchema>;
 export type PrincipalEntry = z.infer<typeof person>;
 export type GrantEntry = z.infer<typeof grant>;
+export type Approval = z.infer<typeof approval>;
 export type Issuer = z.infer<typeof localIssuer> | z.infer<typeof remoteIssuer>;

@@ -19,17 +19,25 @@ export function policyWith(change: (file: PolicyFile) => void): Policy {
   return parsePolicy(JSON.stringify(file));
 }
 
-/** The problems of a text, as "path: message". */
-export function problemsOf(text: string): string[] {
+/** What parsePolicy says of a text; nothing when it is right. */
+export function refusalOf(text: string): PolicyError | undefined {
   try {
     parsePolicy(text);
+    return undefined;
   } catch (error) {
     assert.ok(error instanceof PolicyError);
-    for (const { path, message } of error.problems)
-      assert.ok(error.message.includes(`${path || '(file)'}: ${message}`));
-    return error.problems.map(({ path, message }) => `${path}: ${message}`);
+    return error;
   }
-  return [];
+}
+
+/** The problems of a text, as "path: message". */
+export function problemsOf(text: string): string[] {
+  const refusal = refusalOf(text);
+  return (refusal?.problems ?? []).map(({ path, message, line }) => {
+    const place = line === undefined ? path : `${path || '(file)'} (line ${line})`;
+    assert.ok(refusal!.message.includes(`  ${place}: ${message}`));
+    return `${path}: ${message}`;
+  });
 }
 
 export const isInvalid = (error: unknown) => error instanceof FieldkeepError && error.code === 'request_invalid';
