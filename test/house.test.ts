@@ -40,6 +40,7 @@ const owners: Readonly<Record<string, readonly string[]>> = {
   helmet: ['src/http/'],
   jose: ['src/http/authenticate.ts', 'src/embedded/issuer.ts'],
   'node-pg-migrate': ['src/db.ts'],
+  'node-vault': ['src/keys/vault.ts'],
   pg: ['src/db.ts'],
   'pg-boss': ['src/jobs/'],
   pino: ['src/main.ts'],

@@ -14,8 +14,30 @@ export interface RootKeys {
   makeDataKey(family: string, transitVersion: number, context: Buffer): Promise<string>;
   /** Opens a wrapped data key. The caller owns the bytes and wipes them. */
   unwrap(family: string, wrapped: string, context: Buffer): Promise<Buffer>;
-  /** Gives up every version below `minVersion` for ever. */
+  /**
+   * Gives up every version below `minVersion` for ever. Returns once the keeper has confirmed that they are gone; refused
+   * where the root key could have been copied out.
+   */
   destroyBelow(family: string, minVersion: number): Promise<void>;
+  /** The public half of the Ed25519 key that signs checkpoints, 32 bytes; made if there is none. */
+  getSigningKey(): Promise<SigningKey>;
+  /** Signs with that key (RFC 8032, 64 bytes). */
+  sign(message: Buffer): Promise<Buffer>;
+  /** Whether the keeper can be asked now. Does not throw. */
+  look(): Promise<KeeperState>;
+  close(): void;
+}
+
+export interface SigningKey {
+  readonly version: number;
+  readonly publicKey: Buffer;
+}
+
+export interface KeeperState {
+  /** Why nothing can be asked of it, in a sentence; absent when all is well. */
+  readonly problem?: string;
+  /** For metrics; which there are depends on the keeper. Counters only grow. */
+  readonly figures: Readonly<Record<string, number>>;
 }
 
 /**

@@ -1,0 +1,253 @@
+/**
+ * Root keys in the transit engine of Vault or OpenBao:
+ *
+ *     fk-<family>            aes256-gcm96, derived, never exportable     the root key of a family
+ *     fk-audit-digest        the same, of the internal family `audit`
+ *     fk-audit-checkpoint    ed25519                                     signs checkpoints of the audit log
+ *     wrapped data key:      vault:v<version>:<base64>
+ *
+ * Keys are only used here as vault:setup makes them: one whose settings would let the key leave Vault is refused. Unwraps
+ * that are asked for at the same time go as one request.
+ */
+import type { Vault, VaultAnswer } from './vault.ts';
+import { VaultError } from './vault.ts';
+import { RootKeyError, type KeeperState, type RootKeys } from './root-keys.ts';
+import type { VaultSession } from './vault-session.ts';
+
+export const signingKeyName = 'fk-audit-checkpoint';
+
+/** The transit key of a family. No class is named `audit`, and no class name has a hyphen. */
+export function transitKeyName(family: string): string {
+  return family === 'audit' ? 'fk-audit-digest' : `fk-${family}`;
+}
+
+/** OpenBao takes 1,000 JSON strings a request, names counted: 249 items of a ciphertext and a context. */
+const batchItemsMax = 249;
+const lookMaxAgeMs = 1_000;
+
+export interface TransitOptions {
+  readonly vault: Vault;
+  readonly session: VaultSession;
+  /** Where transit is mounted, without slashes at its ends. */
+  readonly mount: string;
+}
+
+interface Unwrap {
+  readonly wrapped: string;
+  readonly context: Buffer;
+  readonly resolve: (key: Buffer) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+interface KeySettings {
+  readonly type: unknown;
+  readonly latest: number;
+  readonly minAvailable: number;
+  readonly exportable: boolean;
+}
+
+function readSettings({ data = {} }: VaultAnswer): KeySettings {
+  if (typeof data.latest_version !== 'number') throw new VaultError('Vault answers a key without its version.');
+  return {
+    type: data.type,
+    latest: data.latest_version,
+    minAvailable: Number(data.min_available_version ?? 0),
+    exportable: data.exportable !== false || data.allow_plaintext_backup !== false,
+  };
+}
+
+function checkSettings(name: string, answer: VaultAnswer): KeySettings {
+  const settings = readSettings(answer);
+  const { derived, auto_rotate_period: period } = answer.data!;
+  const faults = [
+    settings.type === 'aes256-gcm96' ? '' : 'is not of type aes256-gcm96',
+    derived === true ? '' : 'is not derived',
+    settings.exportable ? 'may leave Vault (exportable or allow_plaintext_backup)' : '',
+    Number(period ?? 0) === 0 ? '' : 'rotates by itself (auto_rotate_period)',
+  ].filter((fault) => fault !== '');
+  if (faults.length === 0) return settings;
+  throw new RootKeyError(`The transit key ${name} ${faults.join(' and ')}. npm run vault:setup -- --check says more.`, {
+    refused: true,
+  });
+}
+
+export function openTransit({ vault, session, mount }: TransitOptions): RootKeys {
+  const waiting = new Map<string, Unwrap[]>();
+  let looked: { readonly at: number; readonly state: Promise<string | undefined> } | undefined;
+  let unwrapRequests = 0;
+
+  /** With the session's token; once more with a new one when the refusal was about the token. */
+  async function call(method: 'GET' | 'POST', path: string, body?: object): Promise<VaultAnswer> {
+    const token = await session.getToken();
+    try {
+      return await vault.call(method, `${mount}/${path}`, token, body);
+    } catch (error) {
+      if (!(error instanceof VaultError && error.status === 403)) throw error;
+      if (!(await session.recover(token))) throw error;
+    }
+    return await vault.call(method, `${mount}/${path}`, await session.getToken(), body);
+  }
+
+  async function readKey(name: string): Promise<VaultAnswer | undefined> {
+    try {
+      return await call('GET', `keys/${name}`);
+    } catch (error) {
+      if (error instanceof VaultError && error.status === 404) return undefined;
+      throw error;
+    }
+  }
+
+  /** Reads the key; makes it where the token may, which only a development server's does. */
+  async function ensureKey(name: string, settings: object): Promise<VaultAnswer> {
+    const found = await readKey(name);
+    if (found !== undefined) return found;
+    try {
+      await call('POST', `keys/${name}`, settings);
+    } catch (error) {
+      if (!(error instanceof VaultError && error.refused)) throw error;
+      const how = 'An operator makes it with: npm run vault:setup';
+      throw new RootKeyError(`Vault has no transit key ${name} in ${mount}/. ${how}`, { refused: true });
+    }
+    return await call('GET', `keys/${name}`);
+  }
+
+  async function sendUnwraps(name: string, batch: readonly Unwrap[]): Promise<void> {
+    unwrapRequests += 1;
+    const items = batch.map(({ wrapped, context }) => ({ ciphertext: wrapped, context: context.toString('base64') }));
+    let results: readonly unknown[];
+    try {
+      const { data = {} } = await call('POST', `decrypt/${name}`, { batch_input: items });
+      results = data.batch_results as unknown[];
+    } catch (error) {
+      // One item that does not open makes the whole answer a 400, with the results in it.
+      if (!(error instanceof VaultError) || error.results === undefined) {
+        for (const { reject } of batch) reject(error);
+        return;
+      }
+      results = error.results;
+    }
+    batch.forEach((unwrap, i) => settle(name, unwrap, Array.isArray(results) ? results[i] : undefined));
+  }
+
+  function settle(name: string, { resolve, reject }: Unwrap, result: unknown): void {
+    const { plaintext, error } = (result ?? {}) as { plaintext?: unknown; error?: unknown };
+    if (typeof error === 'string' && error !== '') {
+      reject(new RootKeyError(`Vault does not open a data key wrapped by ${name}.`, { refused: true }));
+    } else if (typeof plaintext !== 'string') {
+      reject(new VaultError('Vault answers an unwrap without a key.'));
+    } else {
+      resolve(Buffer.from(plaintext, 'base64'));
+    }
+  }
+
+  /** Sends what gathered for a key while the event loop turned once. */
+  function flush(name: string): void {
+    const all = waiting.get(name) ?? [];
+    waiting.delete(name);
+    for (let i = 0; i < all.length; i += batchItemsMax) void sendUnwraps(name, all.slice(i, i + batchItemsMax));
+  }
+
+  async function findProblem(): Promise<string | undefined> {
+    try {
+      await session.getToken();
+      const health = await vault.call('GET', 'sys/health', '');
+      if (health.initialized === false) return 'Vault is not initialized.';
+      if (health.sealed === true) return 'Vault is sealed.';
+      return health.replication_dr_mode === 'secondary' ? 'This Vault is a disaster recovery secondary.' : undefined;
+    } catch (error) {
+      return error instanceof RootKeyError ? error.message : 'Vault cannot be used.';
+    }
+  }
+
+  return {
+    kind: 'vault',
+    async ensureFamily(family) {
+      const name = transitKeyName(family);
+      const settings = { type: 'aes256-gcm96', derived: true, exportable: false, allow_plaintext_backup: false };
+      return checkSettings(name, await ensureKey(name, settings)).latest;
+    },
+    async rotate(family) {
+      const name = transitKeyName(family);
+      // From Vault's own answer: a version read afterwards might be another process's.
+      return checkSettings(name, await call('POST', `keys/${name}/rotate`, {})).latest;
+    },
+    async makeDataKey(family, transitVersion, context) {
+      const name = transitKeyName(family);
+      const body = { bits: 512, context: context.toString('base64'), key_version: transitVersion };
+      const { data = {} } = await call('POST', `datakey/wrapped/${name}`, body);
+      const wrapped = data.ciphertext;
+      if (typeof wrapped === 'string' && wrapped.startsWith(`vault:v${transitVersion}:`)) return wrapped;
+      throw new RootKeyError(`Vault wrapped a data key under another version of ${name} than ${transitVersion}.`, {
+        refused: true,
+      });
+    },
+    unwrap(family, wrapped, context) {
+      const name = transitKeyName(family);
+      return new Promise((resolve, reject) => {
+        const queue = waiting.get(name);
+        const unwrap = { wrapped, context, resolve, reject };
+        if (queue !== undefined) return void queue.push(unwrap);
+        waiting.set(name, [unwrap]);
+        setImmediate(flush, name);
+      });
+    },
+    async destroyBelow(family, minVersion) {
+      const name = transitKeyName(family);
+      const before = readSettings(await call('GET', `keys/${name}`));
+      if (before.exportable) {
+        throw new RootKeyError(
+          `The transit key ${name} could be copied out of Vault (exportable or allow_plaintext_backup): destroying it here would prove nothing.`,
+          { refused: true },
+        );
+      }
+      if (before.minAvailable < minVersion) {
+        const minimums = { min_decryption_version: minVersion, min_encryption_version: minVersion };
+        await call('POST', `keys/${name}/config`, minimums);
+        // The minimums could be lowered again; what is trimmed is gone.
+        await call('POST', `keys/${name}/trim`, { min_available_version: minVersion });
+      }
+      const after = readSettings(await call('GET', `keys/${name}`));
+      if (after.minAvailable >= minVersion) return;
+      throw new RootKeyError(`Vault has not trimmed ${name} to version ${minVersion}.`, { refused: true });
+    },
+    async getSigningKey() {
+      const { data = {} } = await ensureKey(signingKeyName, { type: 'ed25519' });
+      const version = Number(data.latest_version);
+      const key = (data.keys as Record<string, { public_key?: unknown }> | undefined)?.[version]?.public_key;
+      const publicKey = Buffer.from(typeof key === 'string' ? key : '', 'base64');
+      if (publicKey.length === 32) return { version, publicKey };
+      throw new RootKeyError(`The transit key ${signingKeyName} is not an ed25519 key.`, { refused: true });
+    },
+    async sign(message) {
+      const { data = {} } = await call('POST', `sign/${signingKeyName}`, { input: message.toString('base64') });
+      const signature = Buffer.from(String(data.signature).replace(/^vault:v[0-9]+:/, ''), 'base64');
+      if (signature.length === 64) return signature;
+      throw new VaultError('Vault answers a signature of another length than 64 bytes.');
+    },
+    async look(): Promise<KeeperState> {
+      if (looked === undefined || performance.now() - looked.at > lookMaxAgeMs) {
+        looked = { at: performance.now(), state: findProblem() };
+      }
+      const problem = await looked.state;
+      const { calls, connections } = vault.counters();
+      const { authenticated, expiresAt, logins, renewals, failures, securityEvents } = session.state;
+      const figures = {
+        vault_up: problem === undefined ? 1 : 0,
+        vault_authenticated: authenticated ? 1 : 0,
+        vault_token_expiry_timestamp_seconds: expiresAt === undefined ? 0 : expiresAt.getTime() / 1000,
+        vault_requests_total: calls,
+        vault_connections_total: connections,
+        vault_unwrap_requests_total: unwrapRequests,
+        vault_logins_total: logins,
+        vault_token_renewals_total: renewals,
+        vault_auth_failures_total: failures,
+        vault_security_events_total: securityEvents,
+      };
+      return { figures, ...(problem !== undefined && { problem }) };
+    },
+    close() {
+      session.stop();
+      vault.close();
+    },
+  };
+}

@@ -1,0 +1,230 @@
+/**
+ * A real Vault for tests: `bao` or `vault` from PATH, with TLS, raft storage and a file audit device, on loopback; or
+ * the server of VAULT_ADDR and VAULT_TOKEN, for what does not need to stop it. Without either the tests skip, and say so.
+ */
+import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer, type AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { ensureTls } from '../../src/embedded/tls.ts';
+import { openTransit } from '../../src/keys/transit.ts';
+import type { RootKeys } from '../../src/keys/root-keys.ts';
+import { openVault, type Vault, type VaultAnswer } from '../../src/keys/vault.ts';
+import { createLogin, type VaultAuth } from '../../src/keys/vault-login.ts';
+import { VaultSession, type SessionOptions } from '../../src/keys/vault-session.ts';
+
+const program = ['bao', 'vault'].find((name) => spawnSync(name, ['version']).status === 0);
+const given = process.env.VAULT_ADDR && process.env.VAULT_TOKEN ? process.env.VAULT_ADDR : undefined;
+
+/** Whether there is a server at all, and one that tests may stop and start. */
+export const hasVault = program !== undefined || given !== undefined;
+export const hasOwnVault = program !== undefined;
+
+if (!hasVault) {
+  process.stderr.write('\n*** No bao or vault on PATH and no VAULT_ADDR with VAULT_TOKEN: the Vault tests are SKIPPED. ***\n\n');
+}
+
+/** `describe` where there is a server (`own`: one that may be stopped), `describe.skip` elsewhere. */
+export function describeVault(title: string, body: (this: Mocha.Suite) => void, own = false): void {
+  if (own ? hasOwnVault : hasVault) describe(title, body);
+  else describe.skip(title, body);
+}
+
+export interface VaultServer {
+  readonly address: string;
+  readonly ca: string | undefined;
+  readonly rootToken: string;
+  /** All that its audit device has written; '' where it is not ours. */
+  auditLog(): string;
+  /** A call with the root token, or another. */
+  call(method: 'GET' | 'LIST' | 'POST' | 'DELETE', path: string, body?: object, token?: string): Promise<VaultAnswer>;
+  /** Ends the process, at once. */
+  stop(): Promise<void>;
+  /** Starts it again on the same port, and unseals it. */
+  start(): Promise<void>;
+  seal(): Promise<void>;
+  unseal(): Promise<void>;
+  close(): Promise<void>;
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  server.close();
+  await once(server, 'close');
+  return port;
+}
+
+const wait = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+
+async function until(what: string, check: () => Promise<boolean>): Promise<void> {
+  for (let n = 0; n < 400; n += 1) {
+    if (await check().catch(() => false)) return;
+    await wait(25);
+  }
+  throw new Error(`Vault: ${what} did not come within ten seconds.`);
+}
+
+class OwnServer implements VaultServer {
+  readonly address: string;
+  readonly ca: string;
+  rootToken = '';
+  #unsealKey = '';
+  readonly #folder: string;
+  readonly #client: Vault;
+  #child: ChildProcess | undefined;
+
+  private constructor(folder: string, [port, clusterPort]: readonly [number, number], tls: { ca: string; cert: string; key: string }) {
+    this.#folder = folder;
+    this.address = `https://127.0.0.1:${port}`;
+    this.ca = tls.ca;
+    this.#client = openVault({ address: this.address, ca: tls.ca, timeoutMs: 10_000 });
+    mkdirSync(join(folder, 'data'));
+    writeFileSync(join(folder, 'cert.pem'), tls.cert);
+    writeFileSync(join(folder, 'key.pem'), tls.key, { mode: 0o600 });
+    const path = (name: string) => JSON.stringify(join(folder, name));
+    // OpenBao takes its audit devices from this file; HashiCorp's server has them enabled by a call (see `open`).
+    const audit = program === 'bao' ? `audit "file" "to-file" { options { file_path = ${path('audit.log')} } }` : '';
+    const mlock = program === 'bao' ? '' : 'disable_mlock = true';
+    writeFileSync(
+      join(folder, 'server.hcl'),
+      `storage "raft" { path = ${path('data')} node_id = "one" performance_multiplier = 1 }
+       listener "tcp" { address = "127.0.0.1:${port}" tls_cert_file = ${path('cert.pem')} tls_key_file = ${path('key.pem')} }
+       api_addr = "${this.address}"
+       cluster_addr = "https://127.0.0.1:${clusterPort}"
+       ${audit} ${mlock}`,
+    );
+  }
+
+  static async open(): Promise<OwnServer> {
+    const folder = mkdtempSync(join(tmpdir(), 'fieldkeep-vault-'));
+    const server = new OwnServer(folder, [await freePort(), await freePort()], await ensureTls(folder));
+    await server.#spawn();
+    const init = await server.#client.call('POST', 'sys/init', '', { secret_shares: 1, secret_threshold: 1 });
+    server.#unsealKey = (init['keys'] as string[])[0]!;
+    server.rootToken = init['root_token'] as string;
+    await server.unseal();
+    if (program === 'vault') {
+      const device = { type: 'file', options: { file_path: join(folder, 'audit.log') } };
+      await server.call('POST', 'sys/audit/to-file', device);
+    }
+    return server;
+  }
+
+  auditLog(): string {
+    return readFileSync(join(this.#folder, 'audit.log'), 'utf8');
+  }
+
+  call(method: 'GET' | 'LIST' | 'POST' | 'DELETE', path: string, body?: object, token = this.rootToken) {
+    return this.#client.call(method, path, token, body);
+  }
+
+  async stop(): Promise<void> {
+    const child = this.#child;
+    this.#child = undefined;
+    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
+    child.kill('SIGKILL');
+    await once(child, 'exit');
+  }
+
+  async start(): Promise<void> {
+    await this.#spawn();
+    await this.unseal();
+  }
+
+  async seal(): Promise<void> {
+    await this.call('POST', 'sys/seal', {});
+  }
+
+  async unseal(): Promise<void> {
+    await this.call('POST', 'sys/unseal', { key: this.#unsealKey }, '');
+    await until('unsealing', async () => (await this.call('GET', 'auth/token/lookup-self'))['data'] !== undefined);
+  }
+
+  async close(): Promise<void> {
+    await this.stop();
+    this.#client.close();
+    rmSync(this.#folder, { recursive: true, force: true });
+  }
+
+  async #spawn(): Promise<void> {
+    const child = spawn(program!, ['server', `-config=${join(this.#folder, 'server.hcl')}`], { stdio: 'ignore' });
+    this.#child = child;
+    await until('its start', async () => {
+      if (child.exitCode !== null) throw new Error('ended');
+      return (await this.call('GET', 'sys/seal-status', undefined, ''))['type'] !== undefined;
+    });
+  }
+}
+
+/** The server that we were given: nobody stops it. */
+function borrow(address: string): VaultServer {
+  const rootToken = process.env.VAULT_TOKEN!;
+  const ca = process.env.VAULT_CACERT ? readFileSync(process.env.VAULT_CACERT, 'utf8') : undefined;
+  const client = openVault({ address, timeoutMs: 10_000, ...(ca !== undefined && { ca }) });
+  const never = () => Promise.reject(new Error('This server is not ours to stop.'));
+  return {
+    address,
+    ca,
+    rootToken,
+    auditLog: () => '',
+    call: (method, path, body, token = rootToken) => client.call(method, path, token, body),
+    stop: never,
+    start: never,
+    seal: never,
+    unseal: never,
+    close() {
+      client.close();
+      return Promise.resolve();
+    },
+  };
+}
+
+/** A server for one suite; with `own` one that may be stopped, also where another was given. */
+export function openVaultServer({ own = false } = {}): Promise<VaultServer> {
+  return given !== undefined && !own ? Promise.resolve(borrow(given)) : OwnServer.open();
+}
+
+/** A transit engine of a suite's own, so that suites on one server do not meet. Answers where it is mounted. */
+export async function mountTransit(server: VaultServer): Promise<string> {
+  const mount = `fk-test-${randomBytes(4).toString('hex')}`;
+  await server.call('POST', `sys/mounts/${mount}`, { type: 'transit' });
+  return mount;
+}
+
+export interface Opened {
+  readonly rootKeys: RootKeys;
+  readonly session: VaultSession;
+  readonly vault: Vault;
+}
+
+/** Root keys at `server`, as the service opens them. */
+export function openAt(
+  server: Pick<VaultServer, 'address' | 'ca' | 'rootToken'>,
+  options: {
+    mount: string;
+    auth?: VaultAuth;
+    address?: string;
+    namespace?: string;
+    timeoutMs?: number;
+  } & Partial<Pick<SessionOptions, 'onError' | 'onSecurityEvent'>>,
+): Opened {
+  const { mount, auth = { method: 'token', token: server.rootToken }, namespace, timeoutMs } = options;
+  const vault = openVault({
+    address: options.address ?? server.address,
+    ...(server.ca !== undefined && { ca: server.ca }),
+    ...(namespace !== undefined && { namespace }),
+    ...(timeoutMs !== undefined && { timeoutMs }),
+  });
+  const session = new VaultSession({
+    vault,
+    login: createLogin(vault, auth),
+    onError: options.onError ?? (() => undefined),
+    onSecurityEvent: options.onSecurityEvent ?? (() => undefined),
+  });
+  return { vault, session, rootKeys: openTransit({ vault, session, mount }) };
+}
