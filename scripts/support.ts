@@ -38,7 +38,8 @@ export function findService(): RunningService | undefined {
 
 export function getService(): RunningService {
   const found = findService();
-  if (found !== undefined) return found;
+  if (found !== undefined && typeof found.url === 'string') return found;
+  if (found !== undefined) throw new StartupError(`The process with its state in ${home} is a worker: it has no API.`);
   throw new StartupError(`No service is running with its state in ${home}. Start one with: npm start`);
 }
 

@@ -5,9 +5,13 @@
 import { resolve } from 'node:path';
 import { z } from 'zod';
 import { StartupError } from './errors.ts';
+import type { VaultAuth } from './keys/vault-login.ts';
+import type { VaultSettings } from './keys/vault-open.ts';
 
 const port = z.coerce.number().int().min(0).max(65535);
 const postgresUrl = z.string().regex(/^postgres(ql)?:\/\//, 'must be a postgresql:// URL');
+
+const mount = z.string().regex(/^[\w-]+(\/[\w-]+)*$/, 'must be a mount path without slashes at its ends');
 
 const environment = z.object({
   PORT: port.default(8443),
@@ -22,14 +26,44 @@ const environment = z.object({
   TLS_KEY_FILE: z.string().min(1).optional(),
   LOG_LEVEL: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('warn'),
   NODE_ENV: z.string().optional(),
-  VAULT_ADDR: z.string().optional(),
+  ROLE: z.enum(['api', 'worker', 'all']).default('all'),
+  FIELDKEEP_FAMILIES: z
+    .string()
+    .regex(/^[a-z][a-z0-9]{1,15}(,[a-z][a-z0-9]{1,15})*$/, 'must be class names with commas between')
+    .optional(),
+  METRICS_HOST: z.string().min(1).default('127.0.0.1'),
+  VAULT_ADDR: z
+    .string()
+    .regex(/^https?:\/\/[^/?#@]+\/?$/, 'must be an https:// URL without a path')
+    .optional(),
+  VAULT_NAMESPACE: z.string().min(1).optional(),
+  VAULT_CACERT: z.string().min(1).optional(),
+  VAULT_TRANSIT_MOUNT: mount.default('transit'),
+  VAULT_AUTH: z.enum(['token', 'approle', 'kubernetes', 'jwt']).default('token'),
+  VAULT_AUTH_MOUNT: mount.optional(),
+  VAULT_TOKEN: z.string().min(1).optional(),
+  VAULT_TOKEN_FILE: z.string().min(1).optional(),
+  VAULT_ROLE: z.string().min(1).optional(),
+  VAULT_SECRET_ID_FILE: z.string().min(1).optional(),
+  VAULT_WRAPPED_SECRET_ID_FILE: z.string().min(1).optional(),
+  VAULT_JWT_FILE: z.string().min(1).optional(),
+  VAULT_SKIP_VERIFY: z.string().optional(),
+  DEBUG: z.string().optional(),
 });
+
+type Environment = z.infer<typeof environment>;
 
 export interface Config {
   readonly port: number;
   readonly host: string;
   /** 0: any free port. */
   readonly metricsPort: number;
+  readonly metricsHost: string;
+  /** What this process does: answer agents, make keys and rotate, or both. */
+  readonly role: 'api' | 'worker' | 'all';
+  /** The classes that an api process serves, where not all. */
+  readonly families?: readonly string[];
+  readonly vault?: VaultSettings;
   /** State folder, absolute. */
   readonly home: string;
   readonly policyFile: string;
@@ -41,7 +75,53 @@ export interface Config {
   readonly production: boolean;
 }
 
-function listRefusals(env: z.infer<typeof environment>): string[] {
+const kubernetesToken = '/var/run/secrets/kubernetes.io/serviceaccount/token';
+
+/** Undefined when a variable is missing; listVaultRefusals then says which. */
+function readAuth(env: Environment): VaultAuth | undefined {
+  const mountedAt = env.VAULT_AUTH_MOUNT ?? env.VAULT_AUTH;
+  if (env.VAULT_AUTH === 'token') {
+    if (env.VAULT_TOKEN_FILE !== undefined) return { method: 'token', file: resolve(env.VAULT_TOKEN_FILE) };
+    return env.VAULT_TOKEN === undefined ? undefined : { method: 'token', token: env.VAULT_TOKEN };
+  }
+  if (env.VAULT_ROLE === undefined) return undefined;
+  if (env.VAULT_AUTH === 'approle') {
+    const file = env.VAULT_WRAPPED_SECRET_ID_FILE ?? env.VAULT_SECRET_ID_FILE;
+    if (file === undefined) return undefined;
+    const wrapped = env.VAULT_WRAPPED_SECRET_ID_FILE !== undefined;
+    return { method: 'approle', mount: mountedAt, roleId: env.VAULT_ROLE, secretIdFile: resolve(file), wrapped };
+  }
+  const file = env.VAULT_JWT_FILE ?? (env.VAULT_AUTH === 'kubernetes' ? kubernetesToken : undefined);
+  if (file === undefined) return undefined;
+  return { method: env.VAULT_AUTH, mount: mountedAt, role: env.VAULT_ROLE, file: resolve(file) };
+}
+
+const authNeeds: Readonly<Record<Environment['VAULT_AUTH'], string>> = {
+  token: 'VAULT_TOKEN or VAULT_TOKEN_FILE',
+  approle: 'VAULT_ROLE (the role id) and VAULT_SECRET_ID_FILE or VAULT_WRAPPED_SECRET_ID_FILE',
+  kubernetes: 'VAULT_ROLE',
+  jwt: 'VAULT_ROLE and VAULT_JWT_FILE',
+};
+
+const loopback = /^http:\/\/(127\.0\.0\.1|localhost|\[::1\])(:\d+)?\/?$/;
+
+function listVaultRefusals(env: Environment): string[] {
+  const refusals: string[] = [];
+  const production = env.NODE_ENV === 'production';
+  if (readAuth(env) === undefined) refusals.push(`VAULT_AUTH=${env.VAULT_AUTH} needs ${authNeeds[env.VAULT_AUTH]}`);
+  if (env.VAULT_TOKEN !== undefined && env.VAULT_TOKEN_FILE !== undefined) {
+    refusals.push('VAULT_TOKEN and VAULT_TOKEN_FILE exclude each other');
+  }
+  if (env.VAULT_SECRET_ID_FILE !== undefined && env.VAULT_WRAPPED_SECRET_ID_FILE !== undefined) {
+    refusals.push('VAULT_SECRET_ID_FILE and VAULT_WRAPPED_SECRET_ID_FILE exclude each other');
+  }
+  if (production && env.VAULT_ADDR!.startsWith('http:') && !loopback.test(env.VAULT_ADDR!)) {
+    refusals.push('VAULT_ADDR must be https in production: the token and data keys travel on it');
+  }
+  return refusals;
+}
+
+function listRefusals(env: Environment): string[] {
   const refusals: string[] = [];
   const production = env.NODE_ENV === 'production';
   if ((env.TLS_CERT_FILE === undefined) !== (env.TLS_KEY_FILE === undefined)) {
@@ -50,16 +130,34 @@ function listRefusals(env: z.infer<typeof environment>): string[] {
   if (env.DATABASE_OWNER_URL !== undefined && env.DATABASE_URL === undefined) {
     refusals.push('DATABASE_OWNER_URL needs DATABASE_URL');
   }
-  if (env.VAULT_ADDR !== undefined) {
-    refusals.push(
-      'VAULT_ADDR is set, and this release keeps root keys only in its own file: unset it to start with those',
-    );
-  }
-  if (production && env.FIELDKEEP_EMBEDDED_ROOT_KEYS !== 'allow') {
+  if (env.VAULT_ADDR !== undefined) refusals.push(...listVaultRefusals(env));
+  else if (env.ROLE !== 'all') refusals.push(`ROLE=${env.ROLE} needs VAULT_ADDR: embedded root keys serve one process`);
+  else if (production && env.FIELDKEEP_EMBEDDED_ROOT_KEYS !== 'allow') {
     refusals.push('embedded root keys are refused in production unless FIELDKEEP_EMBEDDED_ROOT_KEYS=allow');
   }
+  if (env.ROLE !== 'all' && env.DATABASE_URL === undefined) refusals.push(`ROLE=${env.ROLE} needs DATABASE_URL`);
+  if (env.FIELDKEEP_FAMILIES !== undefined && env.ROLE !== 'api') refusals.push('FIELDKEEP_FAMILIES needs ROLE=api');
   if (production && env.DATABASE_URL === undefined) refusals.push('DATABASE_URL is required in production');
+  // Neither has an effect here; where one is set, somebody believes that it has, or tests other clients of Vault with it.
+  if (production && env.VAULT_SKIP_VERIFY !== undefined) {
+    refusals.push('VAULT_SKIP_VERIFY is refused in production, with any value: certificates are verified here');
+  }
+  if (production && /\bnode-vault\b|^\*$|[ ,]\*$/.test(env.DEBUG ?? '')) {
+    refusals.push('DEBUG naming node-vault is refused in production: that library prints what it sends');
+  }
   return refusals;
+}
+
+function readVault(env: Environment): VaultSettings | undefined {
+  const auth = env.VAULT_ADDR === undefined ? undefined : readAuth(env);
+  if (auth === undefined) return undefined;
+  return {
+    address: env.VAULT_ADDR!,
+    mount: env.VAULT_TRANSIT_MOUNT,
+    auth,
+    ...(env.VAULT_NAMESPACE !== undefined && { namespace: env.VAULT_NAMESPACE }),
+    ...(env.VAULT_CACERT !== undefined && { caFile: resolve(env.VAULT_CACERT) }),
+  };
 }
 
 /** Errors: StartupError with all problems. Empty variables count as unset. */
@@ -73,14 +171,19 @@ export function readConfig(variables: NodeJS.ProcessEnv): Config {
     throw new StartupError(`The environment is not usable: ${problems.join('; ')}.`);
   }
   const env = parsed.data;
+  const vault = readVault(env);
   return {
     port: env.PORT,
     host: env.HOST,
     metricsPort: env.METRICS_PORT,
+    metricsHost: env.METRICS_HOST,
+    role: env.ROLE,
     home: resolve(env.FIELDKEEP_HOME),
     policyFile: resolve(env.FIELDKEEP_POLICY),
     logLevel: env.LOG_LEVEL,
     production: env.NODE_ENV === 'production',
+    ...(vault !== undefined && { vault }),
+    ...(env.FIELDKEEP_FAMILIES !== undefined && { families: env.FIELDKEEP_FAMILIES.split(',') }),
     ...(env.DATABASE_URL !== undefined && { databaseUrl: env.DATABASE_URL }),
     ...(env.DATABASE_OWNER_URL !== undefined && { databaseOwnerUrl: env.DATABASE_OWNER_URL }),
     ...(env.TLS_CERT_FILE !== undefined && { tls: { certFile: env.TLS_CERT_FILE, keyFile: env.TLS_KEY_FILE! } }),

@@ -20,21 +20,26 @@ import { describeError, StartupError } from './errors.ts';
 import { createApp } from './http/app.ts';
 import { createAuthenticator } from './http/authenticate.ts';
 import type { Edge } from './http/exchange.ts';
-import { createMetrics, listenForMetrics } from './http/metrics.ts';
+import { createMetrics, exposeFigures, listenInside, type Metrics } from './http/metrics.ts';
 import { newRequestId } from './http/request-id.ts';
 import { createHttpsServer, drain } from './http/server.ts';
 import { migrateQueues, openBoss } from './jobs/queues.ts';
 import { startWorkers, type Workers } from './jobs/workers.ts';
 import { openEmbeddedRootKeys } from './keys/embedded.ts';
+import type { RootKeys } from './keys/root-keys.ts';
+import { openVaultRootKeys, type VaultRootKeys } from './keys/vault-open.ts';
+import { listExcessRights } from './keys/vault-rights.ts';
+import { auditFamily } from './keys/version.ts';
 import { bindOperations } from './operations/all.ts';
 import { refuse } from './operations/perform.ts';
 import { parsePolicy, PolicyError, type Policy } from './policy/policy.ts';
 import { watchPolicy } from './policy-watch.ts';
-import { adoptPolicy, listObstacles, openService, type Service } from './service.ts';
+import { adoptPolicy, examine, openService, type Service } from './service.ts';
 
 const requestDeadlineMs = 10_000;
 const drainMaxMs = 15_000;
 const tlsLookEveryMs = 5_000;
+const rightsEveryMs = 5_000;
 
 /** What has to be undone, newest first. */
 type Undo = () => Promise<void> | void;
@@ -134,23 +139,61 @@ async function startJobs(service: Service, databaseUrl: string, undo: Undo[]): P
   return workers;
 }
 
+/** Root keys in the Vault that the environment names, else in a file. */
+async function openRootKeys(
+  config: Config,
+  home: Home,
+  log: Logger,
+): Promise<Partial<VaultRootKeys> & { rootKeys: RootKeys }> {
+  if (config.vault !== undefined) return openVaultRootKeys(config.vault, log);
+  return { rootKeys: await openEmbeddedRootKeys(join(home.path, 'root-keys.json')) };
+}
+
+/** Says so when this process's token may do more at Vault than its duty asks for; waits until Vault can be asked. */
+function watchRights(config: Config, { vault, session }: Partial<VaultRootKeys>, service: Service): Undo {
+  const { role, families } = config;
+  if (vault === undefined || session === undefined || role === 'all') return () => undefined;
+  const { mount } = config.vault!;
+  const all = [...service.policy.classes.keys()];
+  const served = [...(families ?? all), auditFamily];
+  const question = { mount, duty: role, families: served, otherFamilies: all.filter((each) => !served.includes(each)) };
+  const ask = async () => {
+    const excess = await listExcessRights(vault, await session.getToken(), question);
+    clearInterval(timer);
+    if (excess.length === 0) return;
+    service.log.warn(
+      { role, excess },
+      `The Vault token of this ${role} process may do more than it should. npm run vault:setup makes a policy for each duty.`,
+    );
+  };
+  const timer = setInterval(() => void ask().catch(() => undefined), rightsEveryMs); // outages are told elsewhere
+  void ask().catch(() => undefined);
+  return () => clearInterval(timer);
+}
+
 interface Listening {
-  readonly url: string;
+  /** Absent in a worker, which faces nobody. */
+  readonly url?: string;
   readonly metricsUrl: string;
 }
 
-async function startHttp(service: Service, config: Config, undo: Undo[]): Promise<Listening> {
-  const metrics = createMetrics();
+async function startInside(service: Service, metrics: Metrics, config: Config, undo: Undo[]): Promise<Listening> {
+  exposeFigures(metrics, () => ({ ...service.keeper.state().figures, key_unwraps_total: service.keyring.unwraps }));
+  const { metricsPort: port, metricsHost: host } = config;
+  const server = await listenInside({ registry: metrics.registry, health: () => examine(service), port, host });
+  undo.push(() => void server.close());
+  return { metricsUrl: `http://127.0.0.1:${(server.address() as AddressInfo).port}/metrics` };
+}
+
+async function startHttp(service: Service, metrics: Metrics, config: Config, undo: Undo[]): Promise<string> {
   const edge: Edge = { log: service.log, metrics, requestDeadlineMs, draining: false };
   const issuer = await openIssuer(config.home);
   const app = createApp(edge, {
     operations: bindOperations(service),
     authenticate: createAuthenticator({ policy: () => service.policy, localKeys: issuer.jwks }),
     refuse: (refusal) => refuse(service, refusal),
-    obstacles: () => listObstacles(service),
+    health: () => examine(service),
   });
-  const metricsServer = await listenForMetrics(metrics.registry, config.metricsPort);
-  undo.push(() => void metricsServer.close());
   const server = createHttpsServer(await readTls(config), app);
   const port = await listen(server, config.port, config.host);
   const tlsTimer = watchTls(config, server, service.log);
@@ -159,8 +202,7 @@ async function startHttp(service: Service, config: Config, undo: Undo[]): Promis
     clearInterval(tlsTimer);
     await drain(server, edge, drainMaxMs);
   });
-  const metricsPort = (metricsServer.address() as AddressInfo).port;
-  return { url: `https://${config.host}:${port}`, metricsUrl: `http://127.0.0.1:${metricsPort}/metrics` };
+  return `https://${config.host}:${port}`;
 }
 
 function writeRuntime(home: Home, listening: Listening, database: Database, undo: Undo[]): void {
@@ -208,15 +250,23 @@ async function start(undo: Undo[]): Promise<void> {
       );
     log.warn('The service connects as the owner of its audit log. Set DATABASE_OWNER_URL to another role.');
   }
-  const rootKeys = await openEmbeddedRootKeys(join(home.path, 'root-keys.json'));
-  const service = await openService({ databaseUrl: database.url, rootKeys, policy, log });
+  const { role, families } = config;
+  const keeper = await openRootKeys(config, home, log);
+  const { rootKeys } = keeper;
+  const parts = { databaseUrl: database.url, rootKeys, policy, log, role };
+  const service = await openService({ ...parts, ...(families !== undefined && { families }) });
   undo.push(() => service.close());
-  const listening = await startHttp(service, config, undo);
-  await startJobs(service, database.url, undo);
+  undo.push(watchRights(config, keeper, service));
+  const metrics = createMetrics();
+  const inside = await startInside(service, metrics, config, undo);
+  const url = role === 'worker' ? undefined : await startHttp(service, metrics, config, undo);
+  const listening = { ...inside, ...(url !== undefined && { url }) };
+  if (role !== 'api') await startJobs(service, database.url, undo);
   const watch = watchPolicy(config.policyFile, policy.version, (next) => adoptPolicy(service, next), log);
   undo.push(() => watch.stop());
   writeRuntime(home, listening, database, undo);
-  const examples = await writeExamples(encryptAs(service), home.path);
+  const ready = url !== undefined && (await examine(service)).reasons.length === 0;
+  const examples = ready && (await writeExamples(encryptAs(service), home.path));
   process.stdout.write(greet({ ...listening, config, embedded: database.embedded, examples }));
 }
 

@@ -11,9 +11,10 @@ import { openPool, transaction, type Pool } from './db.ts';
 import { describeError } from './errors.ts';
 import { ensureFamilies } from './keys/families.ts';
 import { insertInstance, startHeartbeat } from './keys/instances.ts';
+import { watchKeeper, type KeeperWatch } from './keys/keeper-watch.ts';
 import { Keyring } from './keys/keyring.ts';
 import type { RootKeys } from './keys/root-keys.ts';
-import { raiseEpoch } from './keys/store.ts';
+import { raiseEpoch, type KeyName } from './keys/store.ts';
 import { watchKeyState } from './keys/watch.ts';
 import type { Policy } from './policy/policy.ts';
 import { loadCatalog, type Catalog } from './rotation/catalog.ts';
@@ -27,6 +28,8 @@ export interface Service {
   /** The customer's tables. Sees every row or none, and waits for no lock longer than half a second. */
   readonly targetPool: Pool;
   readonly rootKeys: RootKeys;
+  /** How the keeper of root keys is. */
+  readonly keeper: KeeperWatch;
   readonly keyring: Keyring;
   readonly audit: AuditLog;
   readonly sequencer: Sequencer;
@@ -34,6 +37,8 @@ export interface Service {
   policy: Policy;
   /** What the registered tables look like in the database. */
   catalog: Catalog;
+  /** Makes the families that the policy names and the database lacks; does nothing in an api process. */
+  makeFamilies: () => Promise<void>;
   /** Has the workers look at once instead of at their next tick; does nothing in a process without workers. */
   wake: () => void;
   /** Set while the process drains: not ready for new work. */
@@ -45,16 +50,27 @@ export interface Service {
 /** Tables are made, altered and indexed while we run. */
 const catalogEveryMs = 15_000;
 
+/** Vault may be sealed or away when we start. */
+const familiesEveryMs = 1_000;
+
 export interface ServiceOptions {
   readonly databaseUrl: string;
   readonly rootKeys: RootKeys;
   readonly policy: Policy;
   readonly log: Logger;
+  /** `api` makes no keys and asks a worker for them; the others may. */
+  readonly role?: 'api' | 'worker' | 'all';
+  /** The classes that this process serves, where not all. */
+  readonly families?: readonly string[];
 }
 
-/** Opens every part; afterwards the families of the policy exist and this instance is alive. */
+/**
+ * Opens every part; afterwards this instance is alive, and the families of the policy exist unless the keeper of root keys
+ * is away: then they are made when it is back.
+ */
 export async function openService(options: ServiceOptions): Promise<Service> {
-  const { databaseUrl, rootKeys, policy, log } = options;
+  const { databaseUrl, rootKeys, policy, log, families } = options;
+  const makes = options.role !== 'api';
   const instanceId = randomUUID();
   const warn = (what: string) => (error: unknown) => log.warn({ error: describeError(error) }, what);
   const pool = openPool(databaseUrl, { max: 10, name: 'api' });
@@ -64,34 +80,53 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     statementTimeoutMs: 300_000, // a census of a large table without a version index
     settings: { row_security: 'off', lock_timeout: '500ms' },
   });
-  const keyring = await Keyring.open({ pool, rootKeys, onError: warn('A data key could not be refreshed.') });
-  await ensureFamilies(pool, rootKeys, policy, keyring.state);
-  await keyring.refresh();
-  await insertInstance(pool, instanceId);
+  const keyring = await Keyring.open({
+    ...{ pool, rootKeys, makes, onError: warn('A data key could not be refreshed.') },
+    ...(families !== undefined && { families }),
+  });
+  await insertInstance(pool, instanceId, families ?? null);
   const audit = await AuditLog.open(databaseUrl, pool, {
     instanceId,
     onError: warn('A group of audit entries is being sent again.'),
   });
   const sequencer = startSequencer(pool, warn('Audit entries could not be put in order; trying again.'));
-  const heartbeat = startHeartbeat({ pool, keyring, id: instanceId, onError: warn('A heartbeat failed.') });
-  const watch = watchKeyState(databaseUrl, warn('The notice channel of key state was lost; connecting again.'), () =>
-    keyring.refresh().then(heartbeat.beat),
-  );
+  const onBeatFailed = warn('A heartbeat failed.');
+  const heartbeat = startHeartbeat({
+    pool,
+    keyring,
+    id: instanceId,
+    families: families ?? null,
+    onError: onBeatFailed,
+  });
+  const makeWanted = async ({ tenant, family, version }: KeyName) => {
+    if (!keyring.state.families.get(family)?.versions.has(version)) await keyring.refresh();
+    const state = keyring.state.families.get(family)?.versions.get(version)?.state;
+    if (state === 'active' || state === 'pending') await keyring.getOrMake(tenant, family, version);
+  };
+  const watch = watchKeyState(databaseUrl, warn('The notice channel of key state was lost; connecting again.'), {
+    onChange: () => keyring.refresh().then(heartbeat.beat),
+    ...(makes && { onWanted: makeWanted }),
+  });
+  const keeper = await watchKeeper(rootKeys, log);
   const service: Service = {
     instanceId,
     log,
     pool,
     targetPool,
     rootKeys,
+    keeper,
     keyring,
     audit,
     sequencer,
     policy,
     catalog: await loadCatalog(targetPool, policy.columns),
+    makeFamilies: makes ? () => makeFamilies(service) : () => Promise.resolve(),
     wake: () => undefined,
     draining: false,
     async close() {
       stopLooking();
+      clearInterval(familiesTimer);
+      keeper.stop();
       await watch.stop();
       await heartbeat.stop();
       await audit.close();
@@ -99,10 +134,19 @@ export async function openService(options: ServiceOptions): Promise<Service> {
       keyring.close();
       await targetPool.end();
       await pool.end();
+      rootKeys.close();
     },
   };
+  const onFamiliesFailed = warn('Key families of the policy could not be made; trying again.');
+  await service.makeFamilies().catch(onFamiliesFailed);
+  const familiesTimer = setInterval(() => void service.makeFamilies().catch(onFamiliesFailed), familiesEveryMs);
   const stopLooking = keepCatalog(service, warn('The registered tables could not be looked at.'));
   return service;
+}
+
+async function makeFamilies({ pool, rootKeys, policy, keyring }: Service): Promise<void> {
+  const made = await ensureFamilies(pool, rootKeys, policy, keyring.state);
+  if (made.length > 0) await keyring.refresh();
 }
 
 /** Looks at the registered tables again every now and then. Answers how to stop. */
@@ -118,10 +162,10 @@ function keepCatalog(service: Service, onError: (error: unknown) => void): () =>
 
 /**
  * Puts a policy in force: new requests see it at once, and every answer that was computed under the old one and is not
- * yet in the audit log is computed again, because the epoch has moved.
+ * yet in the audit log is computed again, because the epoch has moved. It does not wait for the keeper of root keys: a
+ * right that was taken away must go while that is away, too; the keys of a new class come when it is back.
  */
 export async function adoptPolicy(service: Service, policy: Policy): Promise<void> {
-  await ensureFamilies(service.pool, service.rootKeys, policy, service.keyring.state);
   const catalog = await loadCatalog(service.targetPool, policy.columns);
   service.policy = policy;
   service.catalog = catalog;
@@ -130,17 +174,28 @@ export async function adoptPolicy(service: Service, policy: Policy): Promise<voi
   await service.keyring.refresh();
 }
 
-/** Why the service cannot take work now; empty when it can. */
-export async function listObstacles(service: Service): Promise<string[]> {
-  const obstacles: string[] = [];
-  if (service.draining) obstacles.push('draining');
+export interface Health {
+  /** Why the service cannot take work now; empty when it can. */
+  readonly reasons: readonly string[];
+  /** What is wrong and does not keep it from answering yet. */
+  readonly warnings: readonly string[];
+}
+
+/** An outage of the keeper of root keys that is shorter than a key's life is a warning: every cached key still works. */
+export async function examine(service: Service): Promise<Health> {
+  const reasons: string[] = [];
+  const warnings: string[] = [];
+  if (service.draining) reasons.push('draining');
+  const { problem, lost } = service.keeper.state();
+  if (problem !== undefined) (lost ? reasons : warnings).push(problem);
   for (const name of service.policy.classes.keys()) {
-    if (service.keyring.state.families.get(name)?.active === undefined) obstacles.push(`no active key for ${name}`);
+    if (!service.keyring.serves(name)) continue;
+    if (service.keyring.state.families.get(name)?.active === undefined) reasons.push(`no active key for ${name}`);
   }
   try {
     await service.pool.query('select 1');
   } catch {
-    obstacles.push('the database does not answer');
+    reasons.push('the database does not answer');
   }
-  return obstacles;
+  return { reasons, warnings };
 }

@@ -8,7 +8,9 @@ import { writePrivate } from './home.ts';
 export type Encrypt = (agent: string, body: object) => Promise<unknown>;
 
 export interface Greeting {
-  readonly url: string;
+  /** Absent in a worker. */
+  readonly url?: string;
+  readonly metricsUrl: string;
   readonly config: Config;
   readonly embedded: boolean;
   /** Whether the example requests could be written. */
@@ -48,15 +50,35 @@ function command(url: string, home: string, agent: string, file: string): string
   return `  curl -sw '\\n' --cacert ${at('tls/ca.pem')} -H "authorization: Bearer ${token}" -H content-type:application/json -d @${at(`try/${file}`)} ${url}/v1/decrypt`;
 }
 
-export function greet({ url, config, embedded, examples }: Greeting): string {
+function describeKeeper({ vault }: Config): string {
+  if (vault === undefined) return 'Not for production: root keys are a file.';
+  return `Root keys: ${vault.address}, ${vault.mount}/ · login: ${vault.auth.method}`;
+}
+
+/** What a worker prints: it answers nobody, so there is nothing to try. */
+function greetWorker({ metricsUrl, config }: Greeting): string {
+  return [
+    'Fieldkeep works: it makes data keys, rotates and re-encrypts.',
+    describeKeeper(config),
+    `Policy: ${config.policyFile} · metrics and probes: ${metricsUrl}`,
+    'Stop: Ctrl-C',
+    '',
+  ].join('\n');
+}
+
+export function greet(greeting: Greeting): string {
+  const { url, config, embedded, examples } = greeting;
+  if (url === undefined) return greetWorker(greeting);
   const lines = [`Fieldkeep listens on ${url}`, ''];
-  if (embedded) {
+  if (embedded && config.vault === undefined) {
     lines.push(
       `Not for production: Postgres is embedded, root keys are a file, certificate and token issuer are local.`,
     );
   } else {
-    lines.push('Not for production: root keys are a file.');
+    if (embedded) lines.push('Not for production: Postgres is embedded, certificate and token issuer are local.');
+    lines.push(describeKeeper(config));
   }
+  if (config.families !== undefined) lines.push(`This process serves ${config.families.join(', ')} only.`);
   lines.push(`State: ${config.home} · policy: ${config.policyFile}`, '');
   if (examples) {
     lines.push(

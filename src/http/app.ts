@@ -11,6 +11,7 @@ import express, { type ErrorRequestHandler, type Express, type Request, type Req
 import { FieldkeepError } from '../errors.ts';
 import type { Call, Result } from '../operations/perform.ts';
 import type { Principal } from '../policy/access.ts';
+import type { Health } from '../service.ts';
 import type { Authenticate } from './authenticate.ts';
 import { checkBodyHeaders, parseJson, readBody, refuseBody, RequestAborted } from './body.ts';
 import { Exchange, type Edge } from './exchange.ts';
@@ -32,8 +33,8 @@ export interface Backend {
   readonly authenticate: Authenticate;
   /** Writes the audit entry of an attempt that never became an operation. Errors: `audit_unavailable`. */
   refuse(refusal: Refusal): Promise<void>;
-  /** Why the service cannot take work now; empty when it can. */
-  obstacles(): Promise<readonly string[]> | readonly string[];
+  /** Whether the service can take work now. */
+  health(): Promise<Health> | Health;
 }
 
 const jsonMediaType = 'application/json';
@@ -90,10 +91,10 @@ function addOpenRoutes(app: Express, edge: Edge, backend: Backend): void {
   };
   open('/livez', (exchange) => exchange.send(200, jsonMediaType, '{"status":"ok"}'));
   open('/readyz', async (exchange) => {
-    const reasons = await backend.obstacles();
+    const { reasons, warnings } = await backend.health();
     const ready = reasons.length === 0;
     const retry = ready ? [] : ['Retry-After', '1'];
-    exchange.send(ready ? 200 : 503, jsonMediaType, JSON.stringify({ ready, reasons }), retry);
+    exchange.send(ready ? 200 : 503, jsonMediaType, JSON.stringify({ ready, reasons, warnings }), retry);
   });
   open('/openapi.json', (exchange) => exchange.send(200, jsonMediaType, api));
 }

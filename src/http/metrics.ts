@@ -1,10 +1,11 @@
 /**
- * Metrics and their listener: a port of its own, bound to this machine unless told otherwise, so that the numbers are
- * not on the port that agents reach. Labels are route patterns, statuses and problem codes: closed lists, no values.
+ * Metrics and the port for scrapers and probes: one of its own, bound to this machine unless told otherwise, so that the
+ * numbers are not on the port that agents reach. Labels are route patterns, statuses and problem codes: closed lists, no values.
  */
 import { createServer, type Server } from 'node:http';
 import { once } from 'node:events';
-import { collectDefaultMetrics, Histogram, Registry } from 'prom-client';
+import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client';
+import type { Health } from '../service.ts';
 
 export interface Metrics {
   readonly registry: Registry;
@@ -36,12 +37,56 @@ export function createMetrics(): Metrics {
   };
 }
 
-/** Answers `GET /metrics` over plain HTTP, and nothing else. */
-export async function listenForMetrics(registry: Registry, port: number, host = '127.0.0.1'): Promise<Server> {
+/**
+ * Shows figures that are kept elsewhere, read at every scrape: `name` becomes fieldkeep_<name>, a counter when it ends in
+ * `_total`, else a gauge.
+ */
+export function exposeFigures({ registry }: Metrics, read: () => Readonly<Record<string, number>>): void {
+  const counters = new Map<string, { counter: Counter; shown: number }>();
+  const gauges = new Map<string, Gauge>();
+  const show = (name: string, value: number) => {
+    const shape = { name: `fieldkeep_${name}`, help: `${name.replaceAll('_', ' ')}.`, registers: [registry] };
+    if (!name.endsWith('_total')) {
+      let gauge = gauges.get(name);
+      if (gauge === undefined) gauges.set(name, (gauge = new Gauge(shape)));
+      return gauge.set(value);
+    }
+    let known = counters.get(name);
+    if (known === undefined) counters.set(name, (known = { counter: new Counter(shape), shown: 0 }));
+    known.counter.inc(Math.max(0, value - known.shown));
+    known.shown = value;
+  };
+  const all = () => {
+    for (const [name, value] of Object.entries(read())) show(name, value);
+  };
+  // The first one's `collect` brings all of them up to date before a scrape reads them.
+  new Gauge({ name: 'fieldkeep_up', help: '1 while the process runs.', registers: [registry], collect: all }).set(1);
+  all();
+}
+
+export interface InternalPort {
+  readonly registry: Registry;
+  readonly health: () => Promise<Health>;
+  readonly port: number;
+  readonly host: string;
+}
+
+/** Answers GET /metrics, /livez and /readyz over plain HTTP, and nothing else: for scrapers and probes inside. */
+export async function listenInside({ registry, health, port, host }: InternalPort): Promise<Server> {
+  const answers: Readonly<Record<string, () => Promise<[status: number, type: string, text: string]>>> = {
+    '/metrics': async () => [200, registry.contentType, await registry.metrics()],
+    '/livez': () => Promise.resolve([200, 'application/json', '{"status":"ok"}']),
+    '/readyz': async () => {
+      const { reasons, warnings } = await health();
+      const ready = reasons.length === 0;
+      return [ready ? 200 : 503, 'application/json', JSON.stringify({ ready, reasons, warnings })];
+    },
+  };
   const server = createServer({ headersTimeout: 5_000, requestTimeout: 5_000 }, (req, res) => {
-    if (req.url !== '/metrics' || req.method !== 'GET') return void res.writeHead(404).end();
-    registry.metrics().then(
-      (text) => res.writeHead(200, { 'Content-Type': registry.contentType, 'Cache-Control': 'no-store' }).end(text),
+    const answer = Object.hasOwn(answers, req.url ?? '') ? answers[req.url!] : undefined;
+    if (answer === undefined || req.method !== 'GET') return void res.writeHead(404).end();
+    answer().then(
+      ([status, type, text]) => res.writeHead(status, { 'Content-Type': type, 'Cache-Control': 'no-store' }).end(text),
       () => res.writeHead(500).end(),
     );
   });

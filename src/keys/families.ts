@@ -7,10 +7,7 @@ import { nextRotation } from '../policy/schedule.ts';
 import type { Policy } from '../policy/policy.ts';
 import type { RootKeys } from './root-keys.ts';
 import { insertFamily, insertVersion, raiseEpoch, type NewVersion } from './store.ts';
-import type { KeyState } from './version.ts';
-
-/** The internal family of digest keys; no class may use the name. */
-export const auditFamily = 'audit';
+import { auditFamily, type KeyState } from './version.ts';
 
 /** What a version made now records of the policy; the class may change later, the version keeps this. */
 export function versionSettings(policy: Policy, family: string): Pick<NewVersion, 'bind' | 'normalise' | 'indexes'> {

@@ -12,8 +12,9 @@ export const deadAfterMs = 10_000;
 /** The tenant that owns canaries; a credential's tenant is never empty. */
 export const canaryTenant = '';
 
-export async function insertInstance(db: Queryable, id: string): Promise<void> {
-  await db.query('insert into fieldkeep.instances (id) values ($1)', [id]);
+/** `families`: those that the process serves, null for all. */
+export async function insertInstance(db: Queryable, id: string, families: readonly string[] | null): Promise<void> {
+  await db.query('insert into fieldkeep.instances (id, families) values ($1, $2)', [id, families]);
 }
 
 export async function deleteInstance(db: Queryable, id: string): Promise<void> {
@@ -21,10 +22,10 @@ export async function deleteInstance(db: Queryable, id: string): Promise<void> {
 }
 
 /** Also takes the dead away; an instance that was only asleep finds its row missing and inserts it again. */
-export async function heartbeat(db: Queryable, id: string): Promise<void> {
+export async function heartbeat(db: Queryable, id: string, families: readonly string[] | null): Promise<void> {
   await db.query(
-    `insert into fieldkeep.instances (id) values ($1) on conflict (id) do update set heartbeat_at = now()`,
-    [id],
+    `insert into fieldkeep.instances (id, families) values ($1, $2) on conflict (id) do update set heartbeat_at = now()`,
+    [id, families],
   );
   await db.query(
     `delete from fieldkeep.instances where heartbeat_at < now() - make_interval(secs => $1::float8 / 1000)`,
@@ -40,11 +41,12 @@ export async function insertReady(db: Queryable, id: string, family: string, ver
   );
 }
 
-/** Living instances that have not yet shown that they can use the version. */
+/** Living instances that serve the family and have not yet shown that they can use the version. */
 export async function countUnready(db: Queryable, family: string, version: number): Promise<number> {
   const { rows } = await db.query<{ n: number }>(
     `select count(*)::int as n from fieldkeep.instances i
-     where heartbeat_at >= now() - make_interval(secs => $3::float8 / 1000) and not exists
+     where heartbeat_at >= now() - make_interval(secs => $3::float8 / 1000)
+       and (i.families is null or $1 = any (i.families)) and not exists
        (select 1 from fieldkeep.instance_ready r where r.instance = i.id and r.family = $1 and r.version = $2)`,
     [family, version, deadAfterMs],
   );
@@ -54,7 +56,7 @@ export async function countUnready(db: Queryable, family: string, version: numbe
 /** Unwraps the canary of every pending version that has one and reports it. */
 async function reportReady(pool: Pool, keyring: Keyring, id: string): Promise<void> {
   for (const { family, pending } of keyring.state.families.values()) {
-    if (pending === undefined) continue;
+    if (pending === undefined || !keyring.serves(family)) continue;
     const canary = await keyring.get(canaryTenant, family, pending);
     if (canary !== undefined) await insertReady(pool, id, family, pending);
   }
@@ -72,15 +74,16 @@ export function startHeartbeat(options: {
   pool: Pool;
   keyring: Keyring;
   id: string;
+  families: readonly string[] | null;
   onError: (error: unknown) => void;
 }): { beat: () => Promise<void>; stop: () => Promise<void> } {
-  const { pool, keyring, id, onError } = options;
+  const { pool, keyring, id, families, onError } = options;
   let under: Promise<void> | undefined;
   let stopped = false;
 
   async function beatOnce(): Promise<void> {
     try {
-      await heartbeat(pool, id);
+      await heartbeat(pool, id, families);
       await noteUses(pool, keyring);
       await reportReady(pool, keyring, id);
     } catch (error) {

@@ -5,24 +5,29 @@
  * unwrapped by the keeper of root keys, once however many ask, and their fingerprint is compared before first use.
  *
  *     lifetime   300 s ± 10 % after the unwrap, whatever the use     idle     60 s without use
- *     refresh    from 80 % of the lifetime on, in the background     absent   remembered for 2 s
+ *     refresh    from 80 % of the lifetime on, in the background     absent, refused   remembered for 2 s
  *
  * While the keeper is away, keys work until their lifetime is over. When it refuses a key, the copy goes at once.
+ *
+ * A process that faces agents holds no right to make keys: it asks a worker, through the database, and waits 2 s.
  */
 import { timingSafeEqual } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { encodeWrapContext } from '../crypto/context.ts';
 import { DataKey } from '../crypto/data-key.ts';
 import { toUnavailable, type Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { RootKeyError, type RootKeys } from './root-keys.ts';
-import { findDataKey, insertDataKey, loadKeyState } from './store.ts';
-import type { KeyState, KeyVersion } from './version.ts';
+import { findDataKey, insertDataKey, loadKeyState, notifyWanted } from './store.ts';
+import { auditFamily, type KeyState, type KeyVersion } from './version.ts';
 
-const lifetimeMs = 300_000;
+export const lifetimeMs = 300_000;
 const lifetimeSpread = 0.1;
 const refreshFrom = 0.8;
 const idleMs = 60_000;
 const absentMs = 2_000;
+const workerMaxMs = 2_000;
+const workerPollMs = 25;
 const cachedKeysMax = 20_000;
 
 interface Cached {
@@ -30,6 +35,12 @@ interface Cached {
   readonly expiresAt: number;
   readonly refreshAt: number;
   usedAt: number;
+}
+
+/** What is remembered instead of a key: that there is none, or why there is none to be had. */
+interface Negative {
+  readonly until: number;
+  readonly error?: unknown;
 }
 
 interface Name {
@@ -41,10 +52,18 @@ interface Name {
 export interface KeyringOptions {
   readonly pool: Pool;
   readonly rootKeys: RootKeys;
+  /** Whether this process may make data keys itself. */
+  readonly makes?: boolean;
+  /** The families that this process serves; all when absent. The internal family is always among them. */
+  readonly families?: readonly string[];
   /** Told about failed background refreshes. */
   readonly onError: (error: unknown) => void;
   /** Milliseconds that only go forward; tests put their own here. */
   readonly now?: () => number;
+}
+
+function notServed(family: string): FieldkeepError {
+  return new FieldkeepError('keys_not_ready', `This process does not serve class ${family}.`, { retryAfterSeconds: 1 });
 }
 
 export class Keyring {
@@ -59,8 +78,10 @@ export class Keyring {
   readonly #rootKeys: RootKeys;
   readonly #onError: (error: unknown) => void;
   readonly #now: () => number;
+  readonly #makes: boolean;
+  readonly #families: ReadonlySet<string> | undefined;
   readonly #cached = new Map<string, Cached>();
-  readonly #absent = new Map<string, number>();
+  readonly #negative = new Map<string, Negative>();
   readonly #fetching = new Map<string, Promise<DataKey | undefined>>();
   readonly #making = new Map<string, Promise<DataKey>>();
   readonly #sweeper: NodeJS.Timeout;
@@ -71,6 +92,8 @@ export class Keyring {
     this.#rootKeys = options.rootKeys;
     this.#onError = options.onError;
     this.#now = options.now ?? (() => performance.now());
+    this.#makes = options.makes ?? true;
+    this.#families = options.families && new Set([...options.families, auditFamily]);
     this.state = state;
     this.#sweeper = setInterval(() => this.sweep(), 10_000);
     this.#sweeper.unref();
@@ -93,9 +116,17 @@ export class Keyring {
       if (now >= found.refreshAt) this.#refreshAhead(id, { tenant, family, version });
       return found.key;
     }
-    const absentUntil = this.#absent.get(id);
-    if (absentUntil !== undefined && now < absentUntil) return Promise.resolve(undefined);
+    const negative = this.#negative.get(id);
+    if (negative !== undefined && now < negative.until) {
+      return negative.error === undefined ? Promise.resolve(undefined) : Promise.reject(negative.error);
+    }
+    if (!this.serves(family)) return Promise.reject(notServed(family));
     return this.#fetch(id, { tenant, family, version });
+  }
+
+  /** Whether this process answers for the family. Vault holds it to that: it has no right to the others' root keys. */
+  serves(family: string): boolean {
+    return this.#families === undefined || this.#families.has(family);
   }
 
   /** The data key of a name, made when the name has none. Two hundred calls at once make one. Errors: as `get`. */
@@ -128,7 +159,7 @@ export class Keyring {
     for (const [id, { expiresAt, usedAt }] of this.#cached) {
       if (now >= expiresAt || now - usedAt >= idleMs) this.#cached.delete(id);
     }
-    for (const [id, until] of this.#absent) if (now >= until) this.#absent.delete(id);
+    for (const [id, { until }] of this.#negative) if (now >= until) this.#negative.delete(id);
   }
 
   close(): void {
@@ -145,7 +176,7 @@ export class Keyring {
     }
     if (state.epoch < this.state.epoch) return; // an older reading came back late
     this.state = state;
-    this.#absent.clear();
+    this.#negative.clear();
     for (const id of this.#cached.keys()) {
       const [, family = '', version = ''] = id.split('\n');
       const known = state.families.get(family)?.versions.get(Number(version));
@@ -156,7 +187,9 @@ export class Keyring {
   #fetch(id: string, name: Name): Promise<DataKey | undefined> {
     let fetching = this.#fetching.get(id);
     if (fetching === undefined) {
-      fetching = this.#unwrapStored(id, name).finally(() => this.#fetching.delete(id));
+      fetching = this.#unwrapStored(id, name)
+        .catch((error: unknown) => this.#evictRefused(id, error))
+        .finally(() => this.#fetching.delete(id));
       this.#fetching.set(id, fetching);
     }
     return fetching;
@@ -171,13 +204,22 @@ export class Keyring {
     }
     if (stored === undefined) {
       this.#cached.delete(id);
-      this.#absent.set(id, this.#now() + absentMs);
+      this.#negative.set(id, { until: this.#now() + absentMs });
       return undefined;
     }
     const key = await this.#unwrap(name, stored.wrapped);
     this.#check(name, key, stored.fingerprint);
     this.#keep(id, key);
     return key;
+  }
+
+  /** No grace: what the keeper refuses is not used again, and the keeper is not asked again for a moment. */
+  #evictRefused(id: string, error: unknown): never {
+    if (error instanceof RootKeyError && error.refused) {
+      this.#cached.delete(id);
+      this.#negative.set(id, { until: this.#now() + absentMs, error });
+    }
+    throw error;
   }
 
   async #unwrap(name: Name, wrapped: string): Promise<DataKey> {
@@ -200,6 +242,7 @@ export class Keyring {
     if (known === undefined) {
       throw new FieldkeepError('version_unknown', `Family ${name.family} has no version ${name.version}.`);
     }
+    if (!this.#makes) return await this.#askWorker(id, name);
     const context = encodeWrapContext(name.tenant, name.family, name.version);
     const wrapped = await this.#rootKeys.makeDataKey(name.family, known.transitVersion, context);
     const made = await this.#unwrap(name, wrapped);
@@ -209,12 +252,32 @@ export class Keyring {
       throw toUnavailable(error);
     }
     // Another process may have been first: what is stored is the key, and it is read before anything is sealed.
-    this.#absent.delete(id);
+    this.#negative.delete(id);
     const key = await this.#fetch(id, name);
     if (key !== undefined) return key;
     throw new FieldkeepError('keys_not_ready', `A data key of family ${name.family} could not be stored.`, {
       retryAfterSeconds: 1,
     });
+  }
+
+  /** A worker makes the key and stores it; looking for it there also finds what another process asked for. */
+  async #askWorker(id: string, name: Name): Promise<DataKey> {
+    const deadline = performance.now() + workerMaxMs;
+    try {
+      await notifyWanted(this.#pool, name);
+      while (performance.now() < deadline) {
+        await sleep(workerPollMs);
+        this.#negative.delete(id);
+        const key = await this.#fetch(id, name);
+        if (key !== undefined) return key;
+      }
+    } catch (error) {
+      throw toUnavailable(error);
+    }
+    const detail = `The first data key of family ${name.family} for this tenant has not been made yet: no worker answered.`;
+    const error = new FieldkeepError('keys_not_ready', detail, { retryAfterSeconds: 2 });
+    this.#negative.set(id, { until: this.#now() + absentMs, error });
+    throw error;
   }
 
   #keep(id: string, key: DataKey): void {
@@ -230,9 +293,6 @@ export class Keyring {
 
   #refreshAhead(id: string, name: Name): void {
     if (this.#fetching.has(id)) return;
-    this.#fetch(id, name).catch((error: unknown) => {
-      if (error instanceof RootKeyError && error.refused) this.#cached.delete(id);
-      this.#onError(error);
-    });
+    this.#fetch(id, name).catch(this.#onError);
   }
 }

@@ -8,6 +8,33 @@ import type { Normalise } from '../crypto/blind-index.ts';
 
 export const epochChannel = 'fieldkeep_epoch';
 
+/** Where processes that may not make data keys ask for one. */
+export const wantedChannel = 'fieldkeep_keys_wanted';
+
+export interface KeyName {
+  readonly tenant: string;
+  readonly family: string;
+  readonly version: number;
+}
+
+/** Asks the workers for the data key of a name. Nobody may be listening. */
+export async function notifyWanted(db: Queryable, { tenant, family, version }: KeyName): Promise<void> {
+  await db.query('select pg_notify($1, $2)', [wantedChannel, JSON.stringify([tenant, family, version])]);
+}
+
+/** The name in a notice, undefined where it is none: anybody who may connect to the database can send one. */
+export function parseWanted(payload: string): KeyName | undefined {
+  let parts: unknown;
+  try {
+    parts = JSON.parse(payload);
+  } catch {
+    return undefined;
+  }
+  const [tenant, family, version] = Array.isArray(parts) ? (parts as unknown[]) : [];
+  if (typeof tenant !== 'string' || typeof family !== 'string' || typeof version !== 'number') return undefined;
+  return tenant === '' ? undefined : { tenant, family, version };
+}
+
 /** Raises the epoch and tells every instance. Answers the new one. */
 export async function raiseEpoch(tx: Client): Promise<number> {
   const { rows } = await tx.query<{ n: string }>('update fieldkeep.epoch set n = n + 1 returning n');

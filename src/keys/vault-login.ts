@@ -53,7 +53,8 @@ function readCredential(file: string): string {
 
 function toLogin({ auth }: VaultAnswer): Login {
   const { client_token: token, lease_duration: ttl, renewable } = auth ?? {};
-  if (typeof token !== 'string' || typeof ttl !== 'number') throw new VaultError('Vault answers a login without a token.');
+  if (typeof token !== 'string' || typeof ttl !== 'number')
+    throw new VaultError('Vault answers a login without a token.');
   return { token, ttlSeconds: ttl, renewable: renewable === true };
 }
 
@@ -69,12 +70,14 @@ async function inspect(vault: Vault, token: string): Promise<Login> {
 const alreadyUsed =
   'The wrapping token of the secret id is not good any more: it has expired, or somebody has used it before. ' +
   'If it was fresh, revoke the secret ids of this role and look for who read it.';
-const fromElsewhere = 'The wrapping token does not hold a secret id of this AppRole: somebody has put another in its place.';
+const fromElsewhere =
+  'The wrapping token does not hold a secret id of this AppRole: somebody has put another in its place.';
 
 /** Opens the wrapping once. Vault says what it was made for first: a token that was put in its place is not opened. */
 async function unwrapSecretId(vault: Vault, mount: string, wrapping: string): Promise<string> {
   const spent = (error: unknown) => {
-    if (error instanceof VaultError && error.refused) throw new LoginRefused(alreadyUsed, 'wrapped_secret_id_already_used');
+    if (error instanceof VaultError && error.refused)
+      throw new LoginRefused(alreadyUsed, 'wrapped_secret_id_already_used');
     throw error;
   };
   const { data: info = {} } = await vault.call('POST', 'sys/wrapping/lookup', '', { token: wrapping }).catch(spent);

@@ -9,6 +9,9 @@
 import { FieldkeepError } from '../errors.ts';
 import type { Normalise } from '../crypto/blind-index.ts';
 
+/** The internal family of digest keys; no class may use the name. */
+export const auditFamily = 'audit';
+
 export type VersionState = 'pending' | 'active' | 'decrypt-only' | 'compromised' | 'destroyed';
 
 /** A blind index as it was registered when the version was made. `table` is the address that contexts use. */

@@ -1,23 +1,36 @@
 /**
- * Hears of changes of key state: LISTEN on a connection of its own. A notice only makes a process learn sooner; what
- * keeps a late process from answering under old state is the epoch that its audit entries commit under.
+ * Hears of changes of key state and, in a worker, of data keys that other processes want: LISTEN on a connection of its
+ * own. A notice only makes a process learn sooner; what keeps a late process from answering under old state is the epoch
+ * that its audit entries commit under.
  */
 import { connect } from '../db.ts';
-import { epochChannel } from './store.ts';
+import { epochChannel, parseWanted, wantedChannel, type KeyName } from './store.ts';
 
 const reconnectAfterMs = 1_000;
 
-/** Calls `onChange` at every notice and after every reconnection (something may have been missed), until stopped. */
+export interface Listeners {
+  /** Called at every change and after every reconnection: something may have been missed. */
+  readonly onChange: () => Promise<void>;
+  /** Called for every data key that somebody wants; whoever asked asks again if it does not come. */
+  readonly onWanted?: (name: KeyName) => Promise<void>;
+}
+
 export function watchKeyState(
   databaseUrl: string,
   onError: (error: unknown) => void,
-  onChange: () => Promise<void>,
+  { onChange, onWanted }: Listeners,
 ): { stop: () => Promise<void> } {
   let stopped = false;
   let client: Awaited<ReturnType<typeof connect>> | undefined;
   let retry: NodeJS.Timeout | undefined;
 
   const changed = () => void onChange().catch(onError);
+
+  function heard({ channel, payload }: { channel: string; payload?: string | undefined }): void {
+    if (channel === epochChannel) return changed();
+    const name = parseWanted(payload ?? '');
+    if (name !== undefined) void onWanted?.(name).catch(onError);
+  }
 
   function lost(error: unknown): void {
     client = undefined;
@@ -29,10 +42,11 @@ export function watchKeyState(
   async function listen(): Promise<void> {
     try {
       const fresh = await connect(databaseUrl, { name: 'notices' });
-      fresh.on('notification', changed);
+      fresh.on('notification', heard);
       fresh.once('end', () => lost(new Error('The connection that listens for key state ended.')));
       client = fresh;
       await fresh.query(`listen ${epochChannel}`);
+      if (onWanted !== undefined) await fresh.query(`listen ${wantedChannel}`);
       if (stopped) await fresh.end();
       else changed();
     } catch (error) {

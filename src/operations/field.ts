@@ -11,8 +11,7 @@ import { formatEntry, formatItem, itemsRoot, type Entry, type Item } from '../au
 import { encodeContext, type Context } from '../crypto/context.ts';
 import { DataKey, rowDigest } from '../crypto/data-key.ts';
 import { FieldkeepError } from '../errors.ts';
-import { auditFamily } from '../keys/families.ts';
-import { getActive, getReadable, type KeyState, type KeyVersion } from '../keys/version.ts';
+import { auditFamily, getActive, getReadable, type KeyState, type KeyVersion } from '../keys/version.ts';
 import { decide, type Decision, type Question } from '../policy/access.ts';
 import { findColumn, type FieldClass, type Policy, type RegisteredColumn } from '../policy/policy.ts';
 import { isCanonicalRow } from '../rotation/catalog.ts';

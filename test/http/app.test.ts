@@ -145,11 +145,11 @@ describe('http/app', () => {
   it('reports life and readiness without credentials', async () => {
     const headers = { authorization: '' };
     assert.equal((await test.ask({ path: '/livez', headers })).status, 200);
-    assert.deepEqual((await test.ask({ path: '/readyz', headers })).body, { ready: true, reasons: [] });
+    assert.deepEqual((await test.ask({ path: '/readyz', headers })).body, { ready: true, reasons: [], warnings: [] });
     test.obstacles.push('no active key for ssn');
     const answer = await test.ask({ path: '/readyz', headers });
     assert.equal(answer.status, 503);
-    assert.deepEqual(answer.body, { ready: false, reasons: ['no active key for ssn'] });
+    assert.deepEqual(answer.body, { ready: false, reasons: ['no active key for ssn'], warnings: [] });
   });
 
   it('sends helmet and no-store with every answer', async () => {

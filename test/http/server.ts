@@ -103,7 +103,7 @@ export async function startTestServer(
       test.refused.push(refusal);
       return test.refuse(refusal);
     },
-    obstacles: () => test.obstacles,
+    health: () => ({ reasons: test.obstacles, warnings: [] }),
   };
   const server = createHttpsServer(certificate, createApp(edge, backend));
   server.listen(0, '127.0.0.1');

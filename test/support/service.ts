@@ -20,7 +20,7 @@ import { openEmbeddedRootKeys } from '../../src/keys/embedded.ts';
 import { bindOperations } from '../../src/operations/all.ts';
 import { refuse } from '../../src/operations/perform.ts';
 import { parsePolicy, type Policy } from '../../src/policy/policy.ts';
-import { listObstacles, openService, type Service } from '../../src/service.ts';
+import { examine, openService, type Service } from '../../src/service.ts';
 import { createDatabase } from './database.ts';
 
 export const shippedPolicy: Policy = parsePolicy(
@@ -74,7 +74,7 @@ export async function openTestService(policy: Policy = shippedPolicy): Promise<T
     operations: bindOperations(service),
     authenticate: createAuthenticator({ policy: () => service.policy, localKeys: issuer.jwks }),
     refuse: (refusal) => refuse(service, refusal),
-    obstacles: () => listObstacles(service),
+    health: () => examine(service),
   });
   const server = createHttpsServer(tls, app);
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));

@@ -24,7 +24,9 @@ export const hasVault = program !== undefined || given !== undefined;
 export const hasOwnVault = program !== undefined;
 
 if (!hasVault) {
-  process.stderr.write('\n*** No bao or vault on PATH and no VAULT_ADDR with VAULT_TOKEN: the Vault tests are SKIPPED. ***\n\n');
+  process.stderr.write(
+    '\n*** No bao or vault on PATH and no VAULT_ADDR with VAULT_TOKEN: the Vault tests are SKIPPED. ***\n\n',
+  );
 }
 
 /** `describe` where there is a server (`own`: one that may be stopped), `describe.skip` elsewhere. */
@@ -78,7 +80,11 @@ class OwnServer implements VaultServer {
   readonly #client: Vault;
   #child: ChildProcess | undefined;
 
-  private constructor(folder: string, [port, clusterPort]: readonly [number, number], tls: { ca: string; cert: string; key: string }) {
+  private constructor(
+    folder: string,
+    [port, clusterPort]: readonly [number, number],
+    tls: { ca: string; cert: string; key: string },
+  ) {
     this.#folder = folder;
     this.address = `https://127.0.0.1:${port}`;
     this.ca = tls.ca;
