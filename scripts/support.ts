@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { Agent, request } from 'node:https';
 import { join, resolve } from 'node:path';
 import { openIssuer } from '../src/embedded/issuer.ts';
-import { StartupError } from '../src/errors.ts';
+import { FieldkeepError, StartupError } from '../src/errors.ts';
 
 export interface RunningService {
   readonly home: string;
@@ -127,7 +127,7 @@ export async function run(main: () => Promise<void>): Promise<void> {
     await main();
   } catch (error) {
     process.exitCode = 1;
-    if (error instanceof StartupError) process.stderr.write(`${error.message}\n`);
+    if (error instanceof StartupError || error instanceof FieldkeepError) process.stderr.write(`${error.message}\n`);
     else if (isConnectionError(error)) process.stderr.write('The service went away: it does not answer any more.\n');
     else throw error;
   }

@@ -64,6 +64,8 @@ export interface Config {
   /** The classes that an api process serves, where not all. */
   readonly families?: readonly string[];
   readonly vault?: VaultSettings;
+  /** Where transit is or is going to be mounted, also without a Vault to talk to. */
+  readonly transitMount: string;
   /** State folder, absolute. */
   readonly home: string;
   readonly policyFile: string;
@@ -178,6 +180,7 @@ export function readConfig(variables: NodeJS.ProcessEnv): Config {
     metricsPort: env.METRICS_PORT,
     metricsHost: env.METRICS_HOST,
     role: env.ROLE,
+    transitMount: env.VAULT_TRANSIT_MOUNT,
     home: resolve(env.FIELDKEEP_HOME),
     policyFile: resolve(env.FIELDKEEP_POLICY),
     logLevel: env.LOG_LEVEL,

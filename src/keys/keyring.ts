@@ -40,7 +40,7 @@ interface Cached {
 /** What is remembered instead of a key: that there is none, or why there is none to be had. */
 interface Negative {
   readonly until: number;
-  readonly error?: unknown;
+  readonly error?: Error;
 }
 
 interface Name {

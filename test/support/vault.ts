@@ -16,12 +16,12 @@ import { openVault, type Vault, type VaultAnswer } from '../../src/keys/vault.ts
 import { createLogin, type VaultAuth } from '../../src/keys/vault-login.ts';
 import { VaultSession, type SessionOptions } from '../../src/keys/vault-session.ts';
 
-const program = ['bao', 'vault'].find((name) => spawnSync(name, ['version']).status === 0);
+export const vaultProgram = ['bao', 'vault'].find((name) => spawnSync(name, ['version']).status === 0);
 const given = process.env.VAULT_ADDR && process.env.VAULT_TOKEN ? process.env.VAULT_ADDR : undefined;
 
 /** Whether there is a server at all, and one that tests may stop and start. */
-export const hasVault = program !== undefined || given !== undefined;
-export const hasOwnVault = program !== undefined;
+export const hasVault = vaultProgram !== undefined || given !== undefined;
+export const hasOwnVault = vaultProgram !== undefined;
 
 if (!hasVault) {
   process.stderr.write(
@@ -94,8 +94,9 @@ class OwnServer implements VaultServer {
     writeFileSync(join(folder, 'key.pem'), tls.key, { mode: 0o600 });
     const path = (name: string) => JSON.stringify(join(folder, name));
     // OpenBao takes its audit devices from this file; HashiCorp's server has them enabled by a call (see `open`).
-    const audit = program === 'bao' ? `audit "file" "to-file" { options { file_path = ${path('audit.log')} } }` : '';
-    const mlock = program === 'bao' ? '' : 'disable_mlock = true';
+    const audit =
+      vaultProgram === 'bao' ? `audit "file" "to-file" { options { file_path = ${path('audit.log')} } }` : '';
+    const mlock = vaultProgram === 'bao' ? '' : 'disable_mlock = true';
     writeFileSync(
       join(folder, 'server.hcl'),
       `storage "raft" { path = ${path('data')} node_id = "one" performance_multiplier = 1 }
@@ -114,7 +115,7 @@ class OwnServer implements VaultServer {
     server.#unsealKey = (init['keys'] as string[])[0]!;
     server.rootToken = init['root_token'] as string;
     await server.unseal();
-    if (program === 'vault') {
+    if (vaultProgram === 'vault') {
       const device = { type: 'file', options: { file_path: join(folder, 'audit.log') } };
       await server.call('POST', 'sys/audit/to-file', device);
     }
@@ -158,7 +159,7 @@ class OwnServer implements VaultServer {
   }
 
   async #spawn(): Promise<void> {
-    const child = spawn(program!, ['server', `-config=${join(this.#folder, 'server.hcl')}`], { stdio: 'ignore' });
+    const child = spawn(vaultProgram!, ['server', `-config=${join(this.#folder, 'server.hcl')}`], { stdio: 'ignore' });
     this.#child = child;
     await until('its start', async () => {
       if (child.exitCode !== null) throw new Error('ended');
