@@ -62,6 +62,8 @@ export interface ServiceOptions {
   readonly role?: 'api' | 'worker' | 'all';
   /** The classes that this process serves, where not all. */
   readonly families?: readonly string[];
+  /** The clock of the key cache, milliseconds that only go forward; tests put their own here. */
+  readonly now?: () => number;
 }
 
 /**
@@ -83,6 +85,7 @@ export async function openService(options: ServiceOptions): Promise<Service> {
   const keyring = await Keyring.open({
     ...{ pool, rootKeys, makes, onError: warn('A data key could not be refreshed.') },
     ...(families !== undefined && { families }),
+    ...(options.now !== undefined && { now: options.now }),
   });
   await insertInstance(pool, instanceId, families ?? null);
   const audit = await AuditLog.open(databaseUrl, pool, {

@@ -24,6 +24,14 @@ export function transitKeyName(family: string): string {
 /** OpenBao takes 1,000 JSON strings a request, names counted: 249 items of a ciphertext and a context. */
 const batchItemsMax = 249;
 const lookMaxAgeMs = 1_000;
+/** Statuses of sys/health; a standby (429, 473) hands requests on to the active server and is as good. */
+const healthFaults: Readonly<Record<number, string | undefined>> = {
+  429: undefined,
+  472: 'This Vault is a disaster recovery secondary and answers nobody.',
+  473: undefined,
+  501: 'Vault is not initialized.',
+  503: 'Vault is sealed.',
+};
 
 export interface TransitOptions {
   readonly vault: Vault;
@@ -147,13 +155,23 @@ export function openTransit({ vault, session, mount }: TransitOptions): RootKeys
     for (let i = 0; i < all.length; i += batchItemsMax) void sendUnwraps(name, all.slice(i, i + batchItemsMax));
   }
 
+  /** Vault's own view of itself, by the status of its health page (200 where it is the active one). */
+  async function findFault(): Promise<string | undefined> {
+    try {
+      await vault.call('GET', 'sys/health', '');
+      return undefined;
+    } catch (error) {
+      if (!(error instanceof VaultError)) return 'Vault cannot be used.';
+      return error.status !== undefined && error.status in healthFaults ? healthFaults[error.status] : error.message;
+    }
+  }
+
   async function findProblem(): Promise<string | undefined> {
+    const fault = await findFault();
+    if (fault !== undefined) return fault;
     try {
       await session.getToken();
-      const health = await vault.call('GET', 'sys/health', '');
-      if (health.initialized === false) return 'Vault is not initialized.';
-      if (health.sealed === true) return 'Vault is sealed.';
-      return health.replication_dr_mode === 'secondary' ? 'This Vault is a disaster recovery secondary.' : undefined;
+      return undefined;
     } catch (error) {
       return error instanceof RootKeyError ? error.message : 'Vault cannot be used.';
     }

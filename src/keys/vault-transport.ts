@@ -32,7 +32,8 @@ export interface VaultRequest {
 export interface VaultResponse {
   readonly statusCode: number;
   readonly body: unknown;
-  readonly request: { readonly path: string };
+  /** Always '': node-vault takes any answer of sys/health for a good one, and only the status tells a standby. */
+  readonly request: { readonly path: '' };
 }
 
 export interface Transport {
@@ -114,7 +115,7 @@ export function openTransport(options: TransportOptions): Transport {
       url = target;
       incoming = await once(url, request, signal);
     }
-    return { statusCode: incoming.statusCode ?? 0, body: await readJson(incoming), request: { path: url.pathname } };
+    return { statusCode: incoming.statusCode ?? 0, body: await readJson(incoming), request: { path: '' } };
   }
 
   return {

@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { openVault } from '../../src/keys/vault.ts';
 import { VaultError } from '../../src/keys/vault.ts';
 import { listExcessRights } from '../../src/keys/vault-rights.ts';
-import { describeVault, openVaultServer, vaultProgram, type VaultServer } from '../support/vault.ts';
+import { describeVault, loginAs, openVaultServer, vaultProgram, type VaultServer } from '../support/vault.ts';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 
@@ -26,14 +26,6 @@ async function runProgram(command: string, args: readonly string[], env: Record<
   child.stderr.on('data', (chunk: Buffer) => (err += chunk.toString()));
   await once(child, 'close');
   return { code: child.exitCode, out, err };
-}
-
-/** Logs in as an AppRole that was set up. Answers a client token. */
-async function loginAs(server: VaultServer, role: string): Promise<string> {
-  const id = await server.call('GET', `auth/approle/role/${role}/role-id`);
-  const secret = await server.call('POST', `auth/approle/role/${role}/secret-id`, {});
-  const body = { role_id: id.data!['role_id'], secret_id: secret.data!['secret_id'] };
-  return (await server.call('POST', 'auth/approle/login', body, '')).auth!['client_token'] as string;
 }
 
 describeVault(

@@ -17,11 +17,12 @@ import { openBoss } from '../../src/jobs/queues.ts';
 import { startWorkers } from '../../src/jobs/workers.ts';
 import { describeError } from '../../src/errors.ts';
 import { openEmbeddedRootKeys } from '../../src/keys/embedded.ts';
+import type { RootKeys } from '../../src/keys/root-keys.ts';
 import { bindOperations } from '../../src/operations/all.ts';
 import { refuse } from '../../src/operations/perform.ts';
 import { parsePolicy, type Policy } from '../../src/policy/policy.ts';
-import { examine, openService, type Service } from '../../src/service.ts';
-import { createDatabase } from './database.ts';
+import { examine, openService, type Service, type ServiceOptions } from '../../src/service.ts';
+import { createDatabase, type TestDatabase } from './database.ts';
 
 export const shippedPolicy: Policy = parsePolicy(
   readFileSync(new URL('../../keys-policy.json', import.meta.url), 'utf8'),
@@ -53,10 +54,19 @@ export interface TestService {
 
 const systemPrincipals = new Set(['operator', 'security-auditor', 'security-lead']);
 
-export async function openTestService(policy: Policy = shippedPolicy): Promise<TestService> {
-  const database = await createDatabase();
+export interface TestServiceOptions extends Pick<Partial<ServiceOptions>, 'policy' | 'role' | 'families' | 'now'> {
+  /** A file of this service's own where absent. */
+  readonly rootKeys?: RootKeys;
+  /** Shared with another service, and dropped by whoever made it. */
+  readonly database?: TestDatabase;
+  readonly requestDeadlineMs?: number;
+}
+
+export async function openTestService(options: TestServiceOptions = {}): Promise<TestService> {
+  const { policy = shippedPolicy, role = 'all', families, now, requestDeadlineMs = 10_000 } = options;
+  const database = options.database ?? (await createDatabase());
   const home = mkdtempSync(join(tmpdir(), 'fieldkeep-service-'));
-  const rootKeys = await openEmbeddedRootKeys(join(home, 'root-keys.json'));
+  const rootKeys = options.rootKeys ?? (await openEmbeddedRootKeys(join(home, 'root-keys.json')));
   let logged = '';
   const sink = new Writable({
     write(chunk: Buffer, _encoding, done) {
@@ -65,11 +75,15 @@ export async function openTestService(policy: Policy = shippedPolicy): Promise<T
     },
   });
   const log = pino({ level: 'info', base: null }, sink);
-  const service = await openService({ databaseUrl: database.serviceUrl, rootKeys, policy, log });
+  const service = await openService({
+    ...{ databaseUrl: database.serviceUrl, rootKeys, policy, log, role },
+    ...(families !== undefined && { families }),
+    ...(now !== undefined && { now }),
+  });
   const issuer = await openIssuer(home);
   const tls = await ensureTls(home);
   const metrics = createMetrics();
-  const edge = { log, metrics, requestDeadlineMs: 10_000, draining: false };
+  const edge = { log, metrics, requestDeadlineMs, draining: false };
   const app = createApp(edge, {
     operations: bindOperations(service),
     authenticate: createAuthenticator({ policy: () => service.policy, localKeys: issuer.jwks }),
@@ -79,13 +93,11 @@ export async function openTestService(policy: Policy = shippedPolicy): Promise<T
   const server = createHttpsServer(tls, app);
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const { port } = server.address() as AddressInfo;
-  const boss = await openBoss(database.serviceUrl, () => undefined);
-  const workers = await startWorkers(
-    boss,
-    () => service,
-    (error) => log.warn({ error: describeError(error) }, 'A background job failed.'),
-  );
-  service.wake = () => workers.wake();
+  const onError = (error: unknown) => log.warn({ error: describeError(error) }, 'A background job failed.');
+  const startJobs = async () =>
+    startWorkers(await openBoss(database.serviceUrl, () => undefined), () => service, onError);
+  const workers = role === 'api' ? undefined : await startJobs();
+  service.wake = () => workers?.wake();
   const owner = openPool(database.ownerUrl, { max: 4, name: 'owner', statementTimeoutMs: 60_000 });
   const agent = new Agent({ keepAlive: true, maxSockets: 64, ca: tls.ca });
   const tokens = new Map<string, Promise<string>>();
@@ -135,10 +147,10 @@ export async function openTestService(policy: Policy = shippedPolicy): Promise<T
     async close() {
       agent.destroy();
       await new Promise((resolve) => server.close(resolve));
-      await workers.stop();
+      await workers?.stop();
       await service.close();
       await owner.end();
-      await database.drop();
+      if (options.database === undefined) await database.drop();
       rmSync(home, { recursive: true, force: true });
     },
   };

@@ -13,6 +13,7 @@ import { ensureTls } from '../../src/embedded/tls.ts';
 import { openTransit } from '../../src/keys/transit.ts';
 import type { RootKeys } from '../../src/keys/root-keys.ts';
 import { openVault, type Vault, type VaultAnswer } from '../../src/keys/vault.ts';
+import { planVault } from '../../src/keys/vault-plan.ts';
 import { createLogin, type VaultAuth } from '../../src/keys/vault-login.ts';
 import { VaultSession, type SessionOptions } from '../../src/keys/vault-session.ts';
 
@@ -70,6 +71,19 @@ async function until(what: string, check: () => Promise<boolean>): Promise<void>
   }
   throw new Error(`Vault: ${what} did not come within ten seconds.`);
 }
+
+/** What PATH has may be a script around the server: both go, as a group. */
+function killGroup(child: ChildProcess): void {
+  running.delete(child);
+  try {
+    process.kill(-child.pid!, 'SIGKILL');
+  } catch {
+    // It had ended by itself.
+  }
+}
+
+const running = new Set<ChildProcess>();
+process.on('exit', () => running.forEach(killGroup));
 
 class OwnServer implements VaultServer {
   readonly address: string;
@@ -133,9 +147,14 @@ class OwnServer implements VaultServer {
   async stop(): Promise<void> {
     const child = this.#child;
     this.#child = undefined;
-    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
-    child.kill('SIGKILL');
-    await once(child, 'exit');
+    if (child === undefined) return;
+    killGroup(child);
+    await until('its end', () =>
+      this.call('GET', 'sys/seal-status', undefined, '').then(
+        () => false,
+        () => true,
+      ),
+    );
   }
 
   async start(): Promise<void> {
@@ -159,8 +178,11 @@ class OwnServer implements VaultServer {
   }
 
   async #spawn(): Promise<void> {
-    const child = spawn(vaultProgram!, ['server', `-config=${join(this.#folder, 'server.hcl')}`], { stdio: 'ignore' });
+    const child = spawn(vaultProgram!, ['server', `-config=${join(this.#folder, 'server.hcl')}`], {
+      ...{ stdio: 'ignore', detached: true },
+    });
     this.#child = child;
+    running.add(child);
     await until('its start', async () => {
       if (child.exitCode !== null) throw new Error('ended');
       return (await this.call('GET', 'sys/seal-status', undefined, ''))['type'] !== undefined;
@@ -201,6 +223,27 @@ export async function mountTransit(server: VaultServer): Promise<string> {
   const mount = `fk-test-${randomBytes(4).toString('hex')}`;
   await server.call('POST', `sys/mounts/${mount}`, { type: 'transit' });
   return mount;
+}
+
+/** What vault:setup makes for these classes, at `mount`; the auth methods are shared by all suites of a server. */
+export async function setUp(server: VaultServer, mount: string, classes: readonly string[]): Promise<void> {
+  for (const step of planVault({ mount, classes, kubernetes: { namespace: 'fieldkeep' } })) {
+    const exists =
+      step.what.startsWith('auth method') &&
+      (await server.call('GET', step.read).then(
+        () => true,
+        () => false,
+      ));
+    if (!exists) await server.call('POST', step.path, step.body);
+  }
+}
+
+/** Logs in as an AppRole that `setUp` made. Answers a client token. */
+export async function loginAs(server: VaultServer, role: string): Promise<string> {
+  const id = await server.call('GET', `auth/approle/role/${role}/role-id`);
+  const secret = await server.call('POST', `auth/approle/role/${role}/secret-id`, {});
+  const body = { role_id: id.data!['role_id'], secret_id: secret.data!['secret_id'] };
+  return (await server.call('POST', 'auth/approle/login', body, '')).auth!['client_token'] as string;
 }
 
 export interface Opened {
