@@ -82,6 +82,8 @@ export class Keyring {
   readonly #families: ReadonlySet<string> | undefined;
   readonly #cached = new Map<string, Cached>();
   readonly #negative = new Map<string, Negative>();
+  /** Keys that were asked of a worker in vain: whoever wants one made fails at once for a moment. */
+  readonly #unanswered = new Map<string, Negative>();
   readonly #fetching = new Map<string, Promise<DataKey | undefined>>();
   readonly #making = new Map<string, Promise<DataKey>>();
   readonly #sweeper: NodeJS.Timeout;
@@ -159,7 +161,9 @@ export class Keyring {
     for (const [id, { expiresAt, usedAt }] of this.#cached) {
       if (now >= expiresAt || now - usedAt >= idleMs) this.#cached.delete(id);
     }
-    for (const [id, { until }] of this.#negative) if (now >= until) this.#negative.delete(id);
+    for (const memory of [this.#negative, this.#unanswered]) {
+      for (const [id, { until }] of memory) if (now >= until) memory.delete(id);
+    }
   }
 
   close(): void {
@@ -242,7 +246,11 @@ export class Keyring {
     if (known === undefined) {
       throw new FieldkeepError('version_unknown', `Family ${name.family} has no version ${name.version}.`);
     }
-    if (!this.#makes) return await this.#askWorker(id, name);
+    if (!this.#makes) {
+      const unanswered = this.#unanswered.get(id);
+      if (unanswered?.error !== undefined && this.#now() < unanswered.until) throw unanswered.error;
+      return await this.#askWorker(id, name);
+    }
     const context = encodeWrapContext(name.tenant, name.family, name.version);
     const wrapped = await this.#rootKeys.makeDataKey(name.family, known.transitVersion, context);
     const made = await this.#unwrap(name, wrapped);
@@ -276,7 +284,7 @@ export class Keyring {
     }
     const detail = `The first data key of family ${name.family} for this tenant has not been made yet: no worker answered.`;
     const error = new FieldkeepError('keys_not_ready', detail, { retryAfterSeconds: 2 });
-    this.#negative.set(id, { until: this.#now() + absentMs, error });
+    this.#unanswered.set(id, { until: this.#now() + absentMs, error });
     throw error;
   }
 
