@@ -156,6 +156,16 @@ export async function setCompromised(tx: Client, family: string, version: number
   );
 }
 
+/** A destroyed version keeps its row, without the keys. */
+export async function setDestroyed(tx: Client, family: string, version: number): Promise<void> {
+  await tx.query(
+    `update fieldkeep.key_versions set state = 'destroyed'
+     where family = $1 and version = $2 and state in ('decrypt-only', 'compromised')`,
+    [family, version],
+  );
+  await tx.query('delete from fieldkeep.data_keys where family = $1 and version = $2', [family, version]);
+}
+
 export async function setNextRotation(db: Queryable, family: string, at: Date): Promise<void> {
   await db.query('update fieldkeep.key_families set next_rotation_at = $2 where family = $1', [family, at]);
 }
