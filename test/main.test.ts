@@ -37,6 +37,7 @@ describe('npm start', function () {
       PORT: '0',
       DATABASE_URL: '',
       DATABASE_OWNER_URL: '',
+      VAULT_ADDR: '',
       ...env,
     };
     const child = spawn(process.execPath, [join(root, 'src/main.ts')], {
@@ -139,6 +140,17 @@ describe('npm start', function () {
       [{ FIELDKEEP_POLICY: join(dirname(home), 'none.json') }, /cannot be read/],
       [{ FIELDKEEP_HOME: bad }, /The state folder .* cannot be used/],
       [{ NODE_ENV: 'production' }, /embedded root keys are refused in production/],
+      [{ NODE_ENV: 'production', VAULT_SKIP_VERIFY: 'false' }, /VAULT_SKIP_VERIFY is refused in production/],
+      [{ NODE_ENV: 'production', DEBUG: 'pg,node-vault' }, /DEBUG naming node-vault is refused/],
+      [
+        { VAULT_ADDR: 'https://127.0.0.1:9', VAULT_TOKEN: '' },
+        /VAULT_AUTH=token needs VAULT_TOKEN or VAULT_TOKEN_FILE/,
+      ],
+      [
+        { VAULT_ADDR: 'https://127.0.0.1:9', VAULT_TOKEN: 'x', VAULT_CACERT: bad + '.none' },
+        /VAULT_CACERT cannot be read/,
+      ],
+      [{ ROLE: 'api' }, /ROLE=api needs VAULT_ADDR/],
       [{ DATABASE_URL: 'postgresql://nobody:x@127.0.0.1:9/none' }, /The database cannot be reached/],
     ];
     try {

@@ -24,6 +24,7 @@ import { auditFamily, type KeyState, type KeyVersion } from './version.ts';
 export const lifetimeMs = 300_000;
 const lifetimeSpread = 0.1;
 const refreshFrom = 0.8;
+const refreshAgainMs = 2_000;
 const idleMs = 60_000;
 const absentMs = 2_000;
 const workerMaxMs = 2_000;
@@ -33,7 +34,7 @@ const cachedKeysMax = 20_000;
 interface Cached {
   readonly key: DataKey;
   readonly expiresAt: number;
-  readonly refreshAt: number;
+  refreshAt: number;
   usedAt: number;
 }
 
@@ -115,7 +116,10 @@ export class Keyring {
     const now = this.#now();
     if (found !== undefined && now < found.expiresAt && now - found.usedAt < idleMs) {
       found.usedAt = now;
-      if (now >= found.refreshAt) this.#refreshAhead(id, { tenant, family, version });
+      if (now >= found.refreshAt) {
+        found.refreshAt = now + refreshAgainMs; // a failed one is not repeated with every request
+        this.#refreshAhead(id, { tenant, family, version });
+      }
       return found.key;
     }
     const negative = this.#negative.get(id);

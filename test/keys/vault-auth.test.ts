@@ -16,6 +16,7 @@ import {
   mountTransit,
   openAt,
   openVaultServer,
+  wrapSecretId,
   type Opened,
   type VaultServer,
 } from '../support/vault.ts';
@@ -125,14 +126,10 @@ describeVault('logins to Vault', function () {
 
   it('unwraps a secret id once, and reports a wrapping that was used or exchanged', async () => {
     const role = await makeAppRole({ token_ttl: '1h' });
-    const wrapSecretId = async (path: string): Promise<string> => {
-      const answer = await fetchWrapped(server, path);
-      return answer;
-    };
     const path = `auth/${role.mount}/role/api/secret-id`;
     const events: string[] = [];
     const onSecurityEvent = (event: string) => events.push(event);
-    const wrappedFile = file('wrapped', await wrapSecretId(path));
+    const wrappedFile = file('wrapped', await wrapSecretId(server, path));
     const auth = { method: 'approle', ...role, secretIdFile: wrappedFile, wrapped: true } as const;
     const first = logIn(auth, { onSecurityEvent });
     await first.rootKeys.ensureFamily('ssn');
@@ -148,7 +145,7 @@ describeVault('logins to Vault', function () {
     assert.deepEqual(events, ['wrapped_secret_id_already_used'], 'told once');
     assert.equal(thief.session.state.securityEvents, 1);
 
-    const exchanged = file('exchanged', await wrapSecretId(`auth/${role.mount}/role/api/role-id`));
+    const exchanged = file('exchanged', await wrapSecretId(server, `auth/${role.mount}/role/api/role-id`));
     const other = logIn({ ...auth, secretIdFile: exchanged }, { onSecurityEvent });
     await assert.rejects(other.rootKeys.ensureFamily('ssn'), refused(/put another in its place/));
     assert.equal(events[1], 'wrapped_secret_id_from_elsewhere');
@@ -292,16 +289,3 @@ describeVault('logins to Vault', function () {
     await assert.rejects(outside.rootKeys.unwrap('ssn', wrapped, context), refused(/404/));
   });
 });
-
-/** Node-vault has no way to ask for a wrapped answer, so this asks by itself. */
-async function fetchWrapped(server: VaultServer, path: string): Promise<string> {
-  const { Agent, request } = await import('undici');
-  const dispatcher = new Agent({ connect: server.ca === undefined ? {} : { ca: server.ca } });
-  const method = path.endsWith('role-id') ? 'GET' : 'POST';
-  const answer = await request(`${server.address}/v1/${path}`, {
-    ...{ method, dispatcher, headers: { 'x-vault-token': server.rootToken, 'x-vault-wrap-ttl': '5m' } },
-  });
-  const { wrap_info } = (await answer.body.json()) as { wrap_info: { token: string } };
-  await dispatcher.close();
-  return wrap_info.token;
-}

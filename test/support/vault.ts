@@ -9,6 +9,7 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'nod
 import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { Agent, request } from 'undici';
 import { ensureTls } from '../../src/embedded/tls.ts';
 import { openTransit } from '../../src/keys/transit.ts';
 import type { RootKeys } from '../../src/keys/root-keys.ts';
@@ -24,6 +25,11 @@ const given = process.env.VAULT_ADDR && process.env.VAULT_TOKEN ? process.env.VA
 export const hasVault = vaultProgram !== undefined || given !== undefined;
 export const hasOwnVault = vaultProgram !== undefined;
 
+if (!hasOwnVault && process.env.FIELDKEEP_REQUIRE_VAULT) {
+  throw new Error(
+    'FIELDKEEP_REQUIRE_VAULT is set, and there is no bao or vault on PATH: the Vault tests would be skipped.',
+  );
+}
 if (!hasVault) {
   process.stderr.write(
     '\n*** No bao or vault on PATH and no VAULT_ADDR with VAULT_TOKEN: the Vault tests are SKIPPED. ***\n\n',
@@ -244,6 +250,18 @@ export async function loginAs(server: VaultServer, role: string): Promise<string
   const secret = await server.call('POST', `auth/approle/role/${role}/secret-id`, {});
   const body = { role_id: id.data!['role_id'], secret_id: secret.data!['secret_id'] };
   return (await server.call('POST', 'auth/approle/login', body, '')).auth!['client_token'] as string;
+}
+
+/** Asks for a response-wrapped answer, which our client never does. Answers the wrapping token. */
+export async function wrapSecretId(server: VaultServer, path: string): Promise<string> {
+  const dispatcher = new Agent({ connect: server.ca === undefined ? {} : { ca: server.ca } });
+  const method = path.endsWith('role-id') ? 'GET' : 'POST';
+  const answer = await request(`${server.address}/v1/${path}`, {
+    ...{ method, dispatcher, headers: { 'x-vault-token': server.rootToken, 'x-vault-wrap-ttl': '5m' } },
+  });
+  const { wrap_info } = (await answer.body.json()) as { wrap_info: { token: string } };
+  await dispatcher.close();
+  return wrap_info.token;
 }
 
 export interface Opened {

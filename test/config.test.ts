@@ -1,0 +1,69 @@
+import assert from 'node:assert/strict';
+import { readConfig } from '../src/config.ts';
+import { StartupError } from '../src/errors.ts';
+
+const vault = { VAULT_ADDR: 'https://vault:8200', VAULT_TOKEN: 'CANARY' };
+const production = { NODE_ENV: 'production', DATABASE_URL: 'postgresql://a@b/c', ...vault };
+
+describe('the environment', () => {
+  it('knows every way to log in to Vault', () => {
+    const authOf = (env: Record<string, string>) =>
+      readConfig({ VAULT_ADDR: 'https://vault:8200', ...env }).vault!.auth;
+    assert.deepEqual(authOf({ VAULT_TOKEN: 't' }), { method: 'token', token: 't' });
+    assert.deepEqual(authOf({ VAULT_TOKEN_FILE: '/t' }), { method: 'token', file: '/t' });
+    const role = { VAULT_AUTH: 'approle', VAULT_ROLE: 'r' };
+    const appRole = { method: 'approle', mount: 'approle', roleId: 'r', secretIdFile: '/s' };
+    assert.deepEqual(authOf({ ...role, VAULT_SECRET_ID_FILE: '/s' }), { ...appRole, wrapped: false });
+    assert.deepEqual(authOf({ ...role, VAULT_WRAPPED_SECRET_ID_FILE: '/s' }), { ...appRole, wrapped: true });
+    assert.deepEqual(authOf({ VAULT_AUTH: 'kubernetes', VAULT_ROLE: 'r', VAULT_AUTH_MOUNT: 'k8s/eu' }), {
+      ...{ method: 'kubernetes', mount: 'k8s/eu', role: 'r' },
+      file: '/var/run/secrets/kubernetes.io/serviceaccount/token',
+    });
+    assert.deepEqual(authOf({ VAULT_AUTH: 'jwt', VAULT_ROLE: 'r', VAULT_JWT_FILE: '/j' }), {
+      ...{ method: 'jwt', mount: 'jwt', role: 'r', file: '/j' },
+    });
+  });
+
+  it('takes roles, families, a namespace and a mount', () => {
+    const env = { ...vault, ROLE: 'api', DATABASE_URL: 'postgresql://a@b/c', FIELDKEEP_FAMILIES: 'bank,ssn' };
+    const config = readConfig({ ...env, VAULT_NAMESPACE: 'team', VAULT_TRANSIT_MOUNT: 'deep/transit' });
+    assert.equal(config.role, 'api');
+    assert.deepEqual(config.families, ['bank', 'ssn']);
+    assert.equal(config.vault!.namespace, 'team');
+    assert.equal(config.vault!.mount, 'deep/transit');
+    assert.equal(readConfig({}).vault, undefined);
+    assert.equal(readConfig(production).production, true);
+  });
+
+  const refusals: [Record<string, string>, RegExp][] = [
+    [{ ...production, VAULT_SKIP_VERIFY: '1' }, /VAULT_SKIP_VERIFY is refused in production/],
+    [{ ...production, VAULT_SKIP_VERIFY: 'false' }, /VAULT_SKIP_VERIFY is refused in production/],
+    [{ ...production, DEBUG: '*' }, /DEBUG naming node-vault/],
+    [{ ...production, DEBUG: 'express:*,node-vault' }, /DEBUG naming node-vault/],
+    [{ ...production, VAULT_ADDR: 'http://vault:8200' }, /VAULT_ADDR must be https in production/],
+    [{ ...vault, VAULT_ADDR: 'vault:8200' }, /VAULT_ADDR: must be an https:\/\/ URL/],
+    [{ ...vault, VAULT_ADDR: 'https://u:CANARY@vault' }, /VAULT_ADDR: must be an https:\/\/ URL/],
+    [{ ...vault, VAULT_TOKEN_FILE: '/t' }, /VAULT_TOKEN and VAULT_TOKEN_FILE exclude each other/],
+    [{ VAULT_ADDR: 'https://vault', VAULT_AUTH: 'approle', VAULT_ROLE: 'r' }, /VAULT_AUTH=approle needs VAULT_ROLE/],
+    [{ VAULT_ADDR: 'https://vault', VAULT_AUTH: 'jwt', VAULT_ROLE: 'r' }, /needs VAULT_ROLE and VAULT_JWT_FILE/],
+    [{ VAULT_ADDR: 'https://vault', VAULT_AUTH: 'ldap' }, /VAULT_AUTH/],
+    [{ ROLE: 'worker' }, /ROLE=worker needs VAULT_ADDR.*ROLE=worker needs DATABASE_URL/],
+    [{ ...vault, FIELDKEEP_FAMILIES: 'bank' }, /FIELDKEEP_FAMILIES needs ROLE=api/],
+    [{ ...vault, VAULT_TRANSIT_MOUNT: '/transit/' }, /VAULT_TRANSIT_MOUNT: must be a mount path/],
+  ];
+  for (const [env, pattern] of refusals) {
+    it(`refuses what matches ${String(pattern)}, without its values`, () => {
+      assert.throws(
+        () => readConfig(env),
+        (error: unknown) =>
+          error instanceof StartupError && pattern.test(error.message) && !error.message.includes('CANARY'),
+      );
+    });
+  }
+
+  it('lets DEBUG for others, and http on loopback, be', () => {
+    readConfig({ ...production, DEBUG: 'express:*' });
+    readConfig({ ...production, VAULT_ADDR: 'http://127.0.0.1:8100' });
+    readConfig({ ...vault, VAULT_SKIP_VERIFY: '1', DEBUG: '*' });
+  });
+});
