@@ -1,17 +1,19 @@
 /**
- * npm run bench [-- crypto] [api] [rotation] [--rounds 5] [--seconds 2] [--rows 100000] [--json]
+ * npm run bench [-- crypto] [api] [rotation] [vault] [--rounds 5] [--seconds 2] [--rows 100000] [--json]
  *
  * Measures us beside our limits, in turn and in one run, because machines are noisy and only ratios travel: a bare
- * cipher loop, a bare Express handler behind the same TLS, the same UPDATEs without crypto. Figures are medians of rounds.
+ * cipher loop, a bare Express handler behind the same TLS, the same UPDATEs without crypto, transit. `vault` runs where VAULT_ADDR and
+ * VAULT_TOKEN name a server. Figures are medians of rounds.
  */
 import { parseArgs } from 'node:util';
 import { benchApi } from './bench/api.ts';
 import { benchCrypto } from './bench/crypto.ts';
 import { benchRotation } from './bench/rotation.ts';
 import { formatTable, type Section } from './bench/table.ts';
+import { benchVault } from './bench/vault.ts';
 import { run } from './support.ts';
 
-const sections = { crypto: benchCrypto, api: benchApi, rotation: benchRotation } as const;
+const sections = { crypto: benchCrypto, api: benchApi, rotation: benchRotation, vault: benchVault } as const;
 type Name = keyof typeof sections;
 
 await run(async () => {
@@ -25,7 +27,8 @@ await run(async () => {
     },
   });
   const names = Object.keys(sections) as Name[];
-  const chosen = positionals.length === 0 ? names : names.filter((name) => positionals.includes(name));
+  const all = names.filter((name) => name !== 'vault' || process.env.VAULT_ADDR);
+  const chosen = positionals.length === 0 ? all : names.filter((name) => positionals.includes(name));
   const options = { rounds: Number(values.rounds), seconds: Number(values.seconds), rows: Number(values.rows) };
   const results: Section[] = [];
   for (const name of chosen) {

@@ -17,25 +17,27 @@ const batches = [1, 10, 100, 1000];
 const context = (row: number) => ({ table: 'demo.employees', column: 'bank', row: String(row) });
 const value = 'GB29 NWBK 6016 1331 9268 19';
 
-interface Service {
+export interface Service {
   readonly child: ChildProcess;
   readonly home: string;
   readonly url: string;
+  readonly metricsUrl: string;
   readonly ca: string;
   readonly token: string;
 }
 
-async function startService(): Promise<Service> {
+/** A service of our own on embedded Postgres, with root keys where the environment says. */
+export async function startService(variables: Readonly<Record<string, string>> = {}): Promise<Service> {
   const home = mkdtempSync(join(tmpdir(), 'fieldkeep-bench-'));
   const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
-  const env = { ...process.env, FIELDKEEP_HOME: home, PORT: '0', NODE_ENV: '', DATABASE_URL: '' };
+  const env = { ...process.env, FIELDKEEP_HOME: home, PORT: '0', NODE_ENV: '', DATABASE_URL: '', ...variables };
   const child = spawn(process.execPath, [main], { env, stdio: ['ignore', 'ignore', 'inherit'] });
   const runtime = join(home, 'runtime.json');
   while (!existsSync(runtime)) {
     if (child.exitCode !== null) throw new Error('The service did not start.');
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
-  const { url } = JSON.parse(readFileSync(runtime, 'utf8')) as { url: string };
+  const { url, metricsUrl } = JSON.parse(readFileSync(runtime, 'utf8')) as { url: string; metricsUrl: string };
   const issuer = await openIssuer(home);
   const token = await issuer.issueToken({
     audience: 'fieldkeep',
@@ -43,7 +45,14 @@ async function startService(): Promise<Service> {
     tenant: 'acme',
     ttlSeconds: 7200,
   });
-  return { child, home, url, ca: readFileSync(join(home, 'tls', 'ca.pem'), 'utf8'), token };
+  return { child, home, url, metricsUrl, ca: readFileSync(join(home, 'tls', 'ca.pem'), 'utf8'), token };
+}
+
+export async function stopService({ child, home }: Service): Promise<void> {
+  const ended = once(child, 'exit');
+  child.kill('SIGTERM');
+  await ended;
+  rmSync(home, { recursive: true, force: true });
 }
 
 async function startBare(home: string, answers: Record<string, string>): Promise<{ child: ChildProcess; url: string }> {
@@ -55,7 +64,7 @@ async function startBare(home: string, answers: Record<string, string>): Promise
   return { child, url: `https://localhost:${port.toString().trim()}` };
 }
 
-interface Case {
+export interface Case {
   readonly name: string;
   readonly path: string;
   readonly fields: number;
@@ -64,7 +73,7 @@ interface Case {
 }
 
 /** Requests and the answers that the service gives them, by asking it once. */
-async function makeCases({ url, ca, token }: Service): Promise<Case[]> {
+export async function makeCases({ url, ca, token }: Service, sizes: readonly number[] = batches): Promise<Case[]> {
   const { Client } = await import('undici');
   const client = new Client(url, { connect: { ca } });
   const ask = async (path: string, body: string): Promise<string> => {
@@ -83,7 +92,7 @@ async function makeCases({ url, ca, token }: Service): Promise<Case[]> {
   };
   const { envelope } = await add('encrypt', '/v1/encrypt', 1, { class: 'bank', value, context: context(1) });
   await add('decrypt', '/v1/decrypt', 1, { envelope, context: context(1), view: 'full' });
-  for (const n of batches) {
+  for (const n of sizes) {
     const items = Array.from({ length: n }, (_, i) => ({ class: 'bank', value, context: context(i) }));
     const sealed = await add(`encrypt × ${n}`, '/v1/encrypt', n, { items });
     const opened = sealed.items.map((item, i) => ({ envelope: item.envelope, context: context(i) }));
@@ -103,7 +112,8 @@ async function measureCase(
   const limit: Load[] = [];
   try {
     for (let round = 0; round <= rounds; round += 1) {
-      const load = { ca: service.ca, path: each.path, token: service.token, body: each.body, connections, seconds };
+      const credential = { authorization: `Bearer ${service.token}` };
+      const load = { ca: service.ca, path: each.path, credential, body: each.body, connections, seconds };
       const a = await applyLoad({ ...load, origin: bare.url });
       const b = await applyLoad({ ...load, origin: service.url });
       if (round === 0) continue; // warms up
@@ -127,16 +137,13 @@ async function measureCase(
 }
 
 export async function benchApi(options: BenchOptions): Promise<Section[]> {
-  const service = await startService();
+  const service = await startService({ VAULT_ADDR: '' });
   try {
     const rows: Section['rows'][number][] = [];
     for (const each of await makeCases(service)) rows.push(await measureCase(service, each, options));
     const note = `${connections} connections, TLS 1.3, load on the same machine; bare: Express, helmet and body parsing, the same answer.`;
     return [{ title: 'HTTPS with durable audit', rows, note }];
   } finally {
-    const ended = once(service.child, 'exit');
-    service.child.kill('SIGTERM');
-    await ended;
-    rmSync(service.home, { recursive: true, force: true });
+    await stopService(service);
   }
 }

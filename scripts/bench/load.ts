@@ -11,7 +11,8 @@ export interface LoadRequest {
   readonly origin: string;
   readonly ca: string;
   readonly path: string;
-  readonly token: string;
+  /** How the caller says who it is. */
+  readonly credential: Readonly<Record<string, string>>;
   readonly body: string;
   readonly connections: number;
   readonly seconds: number;
@@ -20,7 +21,7 @@ export interface LoadRequest {
 /** Errors: the first answer that is not 200. */
 export async function applyLoad(request: LoadRequest): Promise<Load> {
   const { origin, ca, path, body, connections } = request;
-  const headers = { authorization: `Bearer ${request.token}`, 'content-type': 'application/json' };
+  const headers = { ...request.credential, 'content-type': 'application/json' };
   const clients = Array.from({ length: connections }, () => new Client(origin, { connect: { ca }, pipelining: 1 }));
   const latencies: number[] = [];
   const started = performance.now();
