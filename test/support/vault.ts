@@ -56,6 +56,10 @@ export interface VaultServer {
   start(): Promise<void>;
   seal(): Promise<void>;
   unseal(): Promise<void>;
+  /** Of raft storage: all that the server knows, encrypted. */
+  snapshot(): Promise<Buffer>;
+  /** Takes over what another server knew, keys and tokens included. */
+  restore(snapshot: Buffer, from: VaultServer): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -95,7 +99,7 @@ class OwnServer implements VaultServer {
   readonly address: string;
   readonly ca: string;
   rootToken = '';
-  #unsealKey = '';
+  unsealKey = '';
   readonly #folder: string;
   readonly #client: Vault;
   #child: ChildProcess | undefined;
@@ -113,9 +117,9 @@ class OwnServer implements VaultServer {
     writeFileSync(join(folder, 'cert.pem'), tls.cert);
     writeFileSync(join(folder, 'key.pem'), tls.key, { mode: 0o600 });
     const path = (name: string) => JSON.stringify(join(folder, name));
+    // The file is named without its folder: a snapshot can only be restored where the audit devices are the same.
     // OpenBao takes its audit devices from this file; HashiCorp's server has them enabled by a call (see `open`).
-    const audit =
-      vaultProgram === 'bao' ? `audit "file" "to-file" { options { file_path = ${path('audit.log')} } }` : '';
+    const audit = vaultProgram === 'bao' ? `audit "file" "to-file" { options { file_path = "audit.log" } }` : '';
     const mlock = vaultProgram === 'bao' ? '' : 'disable_mlock = true';
     writeFileSync(
       join(folder, 'server.hcl'),
@@ -132,7 +136,7 @@ class OwnServer implements VaultServer {
     const server = new OwnServer(folder, [await freePort(), await freePort()], await ensureTls(folder));
     await server.#spawn();
     const init = await server.#client.call('POST', 'sys/init', '', { secret_shares: 1, secret_threshold: 1 });
-    server.#unsealKey = (init['keys'] as string[])[0]!;
+    server.unsealKey = (init['keys'] as string[])[0]!;
     server.rootToken = init['root_token'] as string;
     await server.unseal();
     if (vaultProgram === 'vault') {
@@ -173,8 +177,24 @@ class OwnServer implements VaultServer {
   }
 
   async unseal(): Promise<void> {
-    await this.call('POST', 'sys/unseal', { key: this.#unsealKey }, '');
+    await this.call('POST', 'sys/unseal', { key: this.unsealKey }, '');
     await until('unsealing', async () => (await this.call('GET', 'auth/token/lookup-self'))['data'] !== undefined);
+  }
+
+  async snapshot(): Promise<Buffer> {
+    return await sendRaw(this, 'GET', 'sys/storage/raft/snapshot');
+  }
+
+  async restore(snapshot: Buffer, from: VaultServer): Promise<void> {
+    await sendRaw(this, 'POST', 'sys/storage/raft/snapshot-force', snapshot);
+    this.rootToken = from.rootToken;
+    this.unsealKey = (from as OwnServer).unsealKey;
+    // It seals itself once it has taken the snapshot in: its old unseal key opens nothing any more.
+    await until(
+      'its sealing',
+      async () => (await this.call('GET', 'sys/seal-status', undefined, ''))['sealed'] === true,
+    );
+    await this.unseal();
   }
 
   async close(): Promise<void> {
@@ -185,7 +205,7 @@ class OwnServer implements VaultServer {
 
   async #spawn(): Promise<void> {
     const child = spawn(vaultProgram!, ['server', `-config=${join(this.#folder, 'server.hcl')}`], {
-      ...{ stdio: 'ignore', detached: true },
+      ...{ stdio: 'ignore', detached: true, cwd: this.#folder },
     });
     this.#child = child;
     running.add(child);
@@ -212,6 +232,8 @@ function borrow(address: string): VaultServer {
     start: never,
     seal: never,
     unseal: never,
+    snapshot: never,
+    restore: never,
     close() {
       client.close();
       return Promise.resolve();
@@ -252,16 +274,33 @@ export async function loginAs(server: VaultServer, role: string): Promise<string
   return (await server.call('POST', 'auth/approle/login', body, '')).auth!['client_token'] as string;
 }
 
-/** Asks for a response-wrapped answer, which our client never does. Answers the wrapping token. */
-export async function wrapSecretId(server: VaultServer, path: string): Promise<string> {
+/** A call whose body or answer is not JSON, or needs a header of its own: our client makes none of those. */
+async function sendRaw(
+  server: Pick<VaultServer, 'address' | 'ca' | 'rootToken'>,
+  method: 'GET' | 'POST',
+  path: string,
+  body?: Buffer,
+  headers: Readonly<Record<string, string>> = {},
+): Promise<Buffer> {
   const dispatcher = new Agent({ connect: server.ca === undefined ? {} : { ca: server.ca } });
+  try {
+    const answer = await request(`${server.address}/v1/${path}`, {
+      ...{ method, dispatcher, headers: { 'x-vault-token': server.rootToken, ...headers } },
+      ...(body !== undefined && { body }),
+    });
+    const bytes = Buffer.from(await answer.body.arrayBuffer());
+    if (answer.statusCode >= 300) throw new Error(`${path} answered ${answer.statusCode}: ${bytes.toString()}`);
+    return bytes;
+  } finally {
+    await dispatcher.close();
+  }
+}
+
+/** Asks for a response-wrapped answer. Answers the wrapping token. */
+export async function wrapSecretId(server: VaultServer, path: string): Promise<string> {
   const method = path.endsWith('role-id') ? 'GET' : 'POST';
-  const answer = await request(`${server.address}/v1/${path}`, {
-    ...{ method, dispatcher, headers: { 'x-vault-token': server.rootToken, 'x-vault-wrap-ttl': '5m' } },
-  });
-  const { wrap_info } = (await answer.body.json()) as { wrap_info: { token: string } };
-  await dispatcher.close();
-  return wrap_info.token;
+  const answer = await sendRaw(server, method, path, undefined, { 'x-vault-wrap-ttl': '5m' });
+  return (JSON.parse(answer.toString()) as { wrap_info: { token: string } }).wrap_info.token;
 }
 
 export interface Opened {
