@@ -5,6 +5,7 @@
  *
  * They use DATABASE_URL, or the embedded database of a running service; `destroy` also VAULT_ADDR and an operator's login.
  */
+import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { parseArgs } from 'node:util';
@@ -17,10 +18,8 @@ import { StartupError } from '../src/errors.ts';
 import { exportKeys, importKeys, parseBackup } from '../src/keys/backup.ts';
 import { Keyring } from '../src/keys/keyring.ts';
 import { openVaultRootKeys } from '../src/keys/vault-open.ts';
-import { parsePolicy } from '../src/policy/policy.ts';
 import { destroyVersion } from '../src/rotation/destroy.ts';
-import { randomUUID } from 'node:crypto';
-import { findService, run } from './support.ts';
+import { findService, readPolicy, run } from './support.ts';
 
 const usage = 'Usage: npm run keys -- export FILE | import FILE | destroy FAMILY VERSION --reason "…"';
 
@@ -75,7 +74,7 @@ async function destroy(
   const keyring = await Keyring.open({ pool, rootKeys, onError: () => undefined });
   const audit = await AuditLog.open(databaseUrl, pool, { instanceId: randomUUID() });
   try {
-    const policy = parsePolicy(readFileSync(config.policyFile, 'utf8'));
+    const policy = readPolicy(config.policyFile);
     const shop = { pool, targetPool, keyring, audit, policy, rootKeys };
     await destroyVersion(shop, { ...asked, by: userInfo().username });
     process.stdout.write(

@@ -3,14 +3,14 @@
  *
  * Prints an access token of the local issuer, and nothing else, for any principal of the policy.
  */
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { openIssuer } from '../src/embedded/issuer.ts';
 import { StartupError } from '../src/errors.ts';
 import type { CompiledPrincipal } from '../src/policy/compile.ts';
-import { parsePolicy, PolicyError, type Policy } from '../src/policy/policy.ts';
-import { home, run } from './support.ts';
+import type { Policy } from '../src/policy/policy.ts';
+import { home, readPolicy, run } from './support.ts';
 
 const usage =
   'Usage: npm run -s token -- --agent NAME [--tenant acme] [--ttl 15m] [--scope "decrypt:bank:last4"] [--on-behalf-of PERSON]';
@@ -22,16 +22,6 @@ function readTtl(text: string): number {
   const seconds = match === null ? 0 : Number(match[1]) * unitSeconds[match[2]!]!;
   if (seconds >= 1 && seconds <= ttlMaxSeconds) return seconds;
   throw new StartupError('--ttl takes a number and s, m, h or d, at most 1d: --ttl 15m');
-}
-
-function readPolicy(): Policy {
-  const file = resolve(process.env.FIELDKEEP_POLICY || 'keys-policy.json');
-  try {
-    return parsePolicy(readFileSync(file, 'utf8'));
-  } catch (error) {
-    if (error instanceof PolicyError) throw new StartupError(`${file}: ${error.message}`);
-    throw new StartupError(`The policy ${file} cannot be read.`);
-  }
 }
 
 /** The `sub` that the local issuer must write for a principal. */
@@ -61,7 +51,7 @@ await run(async () => {
   if (!existsSync(join(home, 'issuer'))) {
     throw new StartupError(`There is no local issuer in ${home} yet. Start the service once: npm start`);
   }
-  const policy = readPolicy();
+  const policy = readPolicy(resolve(process.env.FIELDKEEP_POLICY || 'keys-policy.json'));
   const { principal, subject, audience } = subjectOf(policy, values.agent, '--agent');
   const behalf = values['on-behalf-of'];
   const person = behalf === undefined ? undefined : subjectOf(policy, behalf, '--on-behalf-of');

@@ -14,8 +14,7 @@ import { VaultError, type Vault } from '../src/keys/vault.ts';
 import { createLogin } from '../src/keys/vault-login.ts';
 import { openClient } from '../src/keys/vault-open.ts';
 import { planVault, type Step } from '../src/keys/vault-plan.ts';
-import { parsePolicy, PolicyError } from '../src/policy/policy.ts';
-import { run } from './support.ts';
+import { readPolicy, run } from './support.ts';
 
 const usage =
   'Usage: npm run vault:setup -- [--dry-run | --check] [--kubernetes-host URL [--kubernetes-ca FILE]] ' +
@@ -43,15 +42,6 @@ function readAuthority(file: string): string {
     return readFileSync(file, 'utf8');
   } catch {
     throw new StartupError(`--kubernetes-ca: ${file} cannot be read.`);
-  }
-}
-
-function readClasses(file: string): string[] {
-  try {
-    return [...parsePolicy(readFileSync(file, 'utf8')).classes.keys()];
-  } catch (error) {
-    if (error instanceof PolicyError) throw new StartupError(`${file}: ${error.message}`);
-    throw new StartupError(`The policy ${file} cannot be read.`);
   }
 }
 
@@ -148,7 +138,7 @@ await run(async () => {
   const cluster = { ...(host !== undefined && { host }), ...(ca !== undefined && { ca: readAuthority(ca) }) };
   const steps = planVault({
     mount: config.transitMount,
-    classes: readClasses(config.policyFile),
+    classes: [...readPolicy(config.policyFile).classes.keys()],
     kubernetes: { namespace: values['kubernetes-namespace'], ...cluster },
   });
   if (values['dry-run']) {

@@ -140,7 +140,13 @@ export async function openService(options: ServiceOptions): Promise<Service> {
       rootKeys.close();
     },
   };
-  const onFamiliesFailed = warn('Key families of the policy could not be made; trying again.');
+  let told: string | undefined;
+  const onFamiliesFailed = (error: unknown) => {
+    const description = describeError(error);
+    const text = JSON.stringify(description);
+    if (text !== told) log.warn({ error: description }, 'Key families of the policy could not be made; trying again.');
+    told = text; // once, not with every try
+  };
   await service.makeFamilies().catch(onFamiliesFailed);
   const familiesTimer = setInterval(() => void service.makeFamilies().catch(onFamiliesFailed), familiesEveryMs);
   const stopLooking = keepCatalog(service, warn('The registered tables could not be looked at.'));

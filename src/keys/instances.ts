@@ -53,12 +53,16 @@ export async function countUnready(db: Queryable, family: string, version: numbe
   return rows[0]!.n;
 }
 
-/** Unwraps the canary of every pending version that has one and reports it. */
-async function reportReady(pool: Pool, keyring: Keyring, id: string): Promise<void> {
+/** Unwraps the canary of every pending version that has one and reports it. One family's trouble is no other's. */
+async function reportReady(pool: Pool, keyring: Keyring, id: string, onError: (error: unknown) => void): Promise<void> {
   for (const { family, pending } of keyring.state.families.values()) {
     if (pending === undefined || !keyring.serves(family)) continue;
-    const canary = await keyring.get(canaryTenant, family, pending);
-    if (canary !== undefined) await insertReady(pool, id, family, pending);
+    try {
+      const canary = await keyring.get(canaryTenant, family, pending);
+      if (canary !== undefined) await insertReady(pool, id, family, pending);
+    } catch (error) {
+      onError(error);
+    }
   }
 }
 
@@ -85,7 +89,7 @@ export function startHeartbeat(options: {
     try {
       await heartbeat(pool, id, families);
       await noteUses(pool, keyring);
-      await reportReady(pool, keyring, id);
+      await reportReady(pool, keyring, id, onError);
     } catch (error) {
       onError(error);
     } finally {

@@ -40,6 +40,7 @@ describe('a service that is killed in the middle of a rotation', () => {
     const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
     const env = {
       ...process.env,
+      VAULT_ADDR: '',
       FIELDKEEP_HOME: home,
       PORT: '0',
       DATABASE_URL: database.serviceUrl,
