@@ -113,7 +113,7 @@ describeVault('logins to Vault', function () {
     const { rootKeys, session } = logIn({ method: 'approle', ...role, secretIdFile, wrapped: false });
     await rootKeys.ensureFamily('ssn');
     const wrapped = await rootKeys.makeDataKey('ssn', 1, context);
-    const until = Date.now() + 8_000;
+    const until = Date.now() + 6_500;
     while (Date.now() < until) {
       assert.equal((await rootKeys.unwrap('ssn', wrapped, context)).length, 64);
       await wait(50);
