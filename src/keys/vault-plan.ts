@@ -124,7 +124,7 @@ function keyStep(mount: string, name: string, body: Readonly<Record<string, unkn
 function authSteps(type: 'approle' | 'kubernetes'): Step {
   return {
     what: `auth method ${type}`,
-    read: `sys/mounts/auth/${type}`,
+    read: `sys/auth/${type}`,
     path: `sys/auth/${type}`,
     body: { type },
     differences: ({ data = {} }) => compare({ type }, data),
