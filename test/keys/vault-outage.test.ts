@@ -12,6 +12,7 @@ import {
   describeVault,
   loginAs,
   openAt,
+  openVaultCluster,
   openVaultServer,
   setUp,
   type Opened,
@@ -290,6 +291,28 @@ describeVault(
       }
       status = {};
       await recovers(() => seal(it_, 'tenant-429'), 2_000);
+    });
+
+    it('works with a standby of a real cluster, and through the loss of its leader', async () => {
+      const cluster = await openVaultCluster();
+      const [leader, standby] = cluster as [VaultServer, VaultServer, VaultServer];
+      open.push(...cluster);
+      const healthOf = (each: VaultServer) =>
+        each.call('GET', 'sys/health', undefined, '').then(
+          () => 200,
+          (error: unknown) => (error as { status?: number }).status,
+        );
+      assert.equal(await healthOf(standby), 429);
+      await setUp(leader, mount, classes);
+      const auth = { method: 'token', token: await loginAs(leader, 'fieldkeep-worker') } as const;
+      const { rootKeys } = openAt(standby, { mount, auth });
+      const it_ = await openTestService({ rootKeys, now: () => clock.now });
+      open.push(it_);
+      const { envelope } = (await seal(it_)).body;
+      assert.equal((await ready(it_)).status, 200);
+      await leader.stop();
+      assert.equal((await openIt(it_, envelope)).body['value'], value, 'at hand');
+      await recovers(() => seal(it_, 'globex'), 20_000);
     });
 
     it('asks Vault nothing for keys at hand', async () => {

@@ -106,6 +106,7 @@ class OwnServer implements VaultServer {
 
   private constructor(
     folder: string,
+    node: string,
     [port, clusterPort]: readonly [number, number],
     tls: { ca: string; cert: string; key: string },
   ) {
@@ -123,26 +124,42 @@ class OwnServer implements VaultServer {
     const mlock = vaultProgram === 'bao' ? '' : 'disable_mlock = true';
     writeFileSync(
       join(folder, 'server.hcl'),
-      `storage "raft" { path = ${path('data')} node_id = "one" performance_multiplier = 1 }
-       listener "tcp" { address = "127.0.0.1:${port}" tls_cert_file = ${path('cert.pem')} tls_key_file = ${path('key.pem')} }
+      `storage "raft" { path = ${path('data')} node_id = "${node}" performance_multiplier = 1 }
+       listener "tcp" { address = "127.0.0.1:${port}" cluster_address = "127.0.0.1:${clusterPort}" tls_cert_file = ${path('cert.pem')} tls_key_file = ${path('key.pem')} }
        api_addr = "${this.address}"
        cluster_addr = "https://127.0.0.1:${clusterPort}"
        ${audit} ${mlock}`,
     );
   }
 
-  static async open(): Promise<OwnServer> {
+  static async #make(node: string): Promise<OwnServer> {
     const folder = mkdtempSync(join(tmpdir(), 'fieldkeep-vault-'));
-    const server = new OwnServer(folder, [await freePort(), await freePort()], await ensureTls(folder));
+    const server = new OwnServer(folder, node, [await freePort(), await freePort()], await ensureTls(folder));
     await server.#spawn();
+    return server;
+  }
+
+  static async open(): Promise<OwnServer> {
+    const server = await OwnServer.#make('one');
     const init = await server.#client.call('POST', 'sys/init', '', { secret_shares: 1, secret_threshold: 1 });
     server.unsealKey = (init['keys'] as string[])[0]!;
     server.rootToken = init['root_token'] as string;
     await server.unseal();
     if (vaultProgram === 'vault') {
-      const device = { type: 'file', options: { file_path: join(folder, 'audit.log') } };
+      const device = { type: 'file', options: { file_path: 'audit.log' } };
       await server.call('POST', 'sys/audit/to-file', device);
     }
+    return server;
+  }
+
+  /** A further server of `leader`'s cluster, a standby. */
+  static async join(leader: OwnServer, node: string): Promise<OwnServer> {
+    const server = await OwnServer.#make(node);
+    const body = { leader_api_addr: leader.address, leader_ca_cert: leader.ca };
+    await server.call('POST', 'sys/storage/raft/join', body, '');
+    server.rootToken = leader.rootToken;
+    server.unsealKey = leader.unsealKey;
+    await server.unseal();
     return server;
   }
 
@@ -244,6 +261,12 @@ function borrow(address: string): VaultServer {
 /** A server for one suite; with `own` one that may be stopped, also where another was given. */
 export function openVaultServer({ own = false } = {}): Promise<VaultServer> {
   return given !== undefined && !own ? Promise.resolve(borrow(given)) : OwnServer.open();
+}
+
+/** Three servers of one cluster; the first one leads. */
+export async function openVaultCluster(): Promise<VaultServer[]> {
+  const leader = await OwnServer.open();
+  return [leader, await OwnServer.join(leader, 'two'), await OwnServer.join(leader, 'three')];
 }
 
 /** A transit engine of a suite's own, so that suites on one server do not meet. Answers where it is mounted. */
