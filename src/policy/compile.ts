@@ -3,7 +3,7 @@
  * it. Deciding is then a lookup. Grants for `*` stand for classes that exist and, under the class '*', for those that do
  * not: who may encrypt everything learns that a class is unknown, others learn that they may not. Pure.
  */
-import type { FieldClass, View } from './policy.ts';
+import type { FieldClass, View } from './field-class.ts';
 import type { GrantEntry, PolicyFile, PrincipalEntry } from './schema.ts';
 import { fieldActions, parseScope, plainActions, type Scope } from './scope.ts';
 

@@ -3,31 +3,16 @@
  * is never changed; a new file makes a new one. Pure.
  */
 import { createHash } from 'node:crypto';
-import type { PadTo } from '../crypto/aead.ts';
-import type { Normalise } from '../crypto/blind-index.ts';
 import { compileAccess, type AccessTable } from './compile.ts';
 import { checkPolicy } from './checks.ts';
+import type { FieldClass } from './field-class.ts';
 import { parentOf, scanJson } from './json.ts';
 import { joinPath, toShapeProblems, wording, type Problem } from './problems.ts';
 import { salvage } from './salvage.ts';
-import { policySchema, type Approval, type Issuer, type PolicyFile, type views } from './schema.ts';
+import { policySchema, type Approval, type Issuer, type PolicyFile } from './schema.ts';
 
 export type { Approval, Issuer } from './schema.ts';
-export type View = (typeof views)[number];
-
-export interface FieldClass {
-  readonly name: string;
-  readonly bind: 'row' | 'column';
-  readonly padTo: PadTo;
-  /** ISO 8601 duration. */
-  readonly rotateEvery: string;
-  readonly normalise?: Normalise;
-  /** Most first. */
-  readonly views: readonly View[];
-  readonly defaultView: View;
-  readonly mask: string;
-  readonly edges?: readonly string[];
-}
+export type { FieldClass, View } from './field-class.ts';
 
 export interface RegisteredColumn {
   readonly database?: string;

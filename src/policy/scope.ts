@@ -1,5 +1,5 @@
 /** The text of a right (design, section 4): `action:class[:view]`, or `audit`, `approve`, `policy`. Pure. */
-import type { View } from './policy.ts';
+import type { View } from './field-class.ts';
 import { views } from './schema.ts';
 
 export const fieldActions = [

@@ -1,6 +1,6 @@
 /** How much of a value a view reveals. `exists` is answered without decrypting and never comes here. Pure. */
 import { normalise } from '../crypto/blind-index.ts';
-import type { FieldClass, View } from './policy.ts';
+import type { FieldClass, View } from './field-class.ts';
 
 export interface Revealed {
   /** May be less than what was asked: a value too short for `last4` comes back `masked`. */

@@ -1,0 +1,20 @@
+/** A kind of sensitive value, as the policy describes it, and the views of it: how much of a value is revealed. */
+import type { PadTo } from '../crypto/aead.ts';
+import type { Normalise } from '../crypto/blind-index.ts';
+import type { views } from './schema.ts';
+
+export type View = (typeof views)[number];
+
+export interface FieldClass {
+  readonly name: string;
+  readonly bind: 'row' | 'column';
+  readonly padTo: PadTo;
+  /** ISO 8601 duration. */
+  readonly rotateEvery: string;
+  readonly normalise?: Normalise;
+  /** Most first. */
+  readonly views: readonly View[];
+  readonly defaultView: View;
+  readonly mask: string;
+  readonly edges?: readonly string[];
+}
