@@ -78,13 +78,17 @@ export class VaultSession {
     } catch (error) {
       if (!(error instanceof VaultError && error.status === 403)) throw error;
     }
-    if (this.#login.token === token) this.#login = undefined;
+    this.#drop(token); // unless another call's refusal has done so while we asked
     return (await this.getToken()) !== token;
   }
 
   stop(): void {
     this.#stop.abort();
     this.#login = undefined;
+  }
+
+  #drop(token: string): void {
+    if (this.#login?.token === token) this.#login = undefined;
   }
 
   #isAlive(): boolean {

@@ -89,6 +89,17 @@ describeVault('logins to Vault', function () {
     assert.equal(fromFile.session.state.logins, 2, 'the refusal made it read the file again');
   });
 
+  it('refuses every call that was under way when its token was revoked, and says so of each', async () => {
+    const token = await makeToken({ ttl: '1h' });
+    const { rootKeys } = logIn({ method: 'token', token });
+    await rootKeys.ensureFamily('ssn');
+    await server.call('POST', 'auth/token/revoke', { token });
+    const answers = await Promise.allSettled(Array.from({ length: 20 }, () => rootKeys.ensureFamily('ssn')));
+    for (const answer of answers) {
+      assert.ok(answer.status === 'rejected' && refused(/^Vault refuses the token \(403\)\.$/)(answer.reason));
+    }
+  });
+
   it('says in a sentence why it cannot log in, naming files and no credential', async () => {
     const wrong = logIn({ method: 'token', token: 's.CANARYTOKEN' });
     await assert.rejects(wrong.rootKeys.ensureFamily('ssn'), refused(/^Vault refuses the token \(403\)\.$/));
