@@ -19,7 +19,8 @@ import { exportKeys, importKeys, parseBackup } from '../src/keys/backup.ts';
 import { Keyring } from '../src/keys/keyring.ts';
 import { openVaultRootKeys } from '../src/keys/vault-open.ts';
 import { destroyVersion } from '../src/rotation/destroy.ts';
-import { findService, readPolicy, run } from './support.ts';
+import { readPolicy } from '../src/policy-watch.ts';
+import { findService, run } from './support.ts';
 
 const usage = 'Usage: npm run keys -- export FILE | import FILE | destroy FAMILY VERSION --reason "…"';
 

@@ -4,7 +4,6 @@ import { Agent, request } from 'node:https';
 import { join, resolve } from 'node:path';
 import { openIssuer } from '../src/embedded/issuer.ts';
 import { FieldkeepError, StartupError } from '../src/errors.ts';
-import { parsePolicy, PolicyError, type Policy } from '../src/policy/policy.ts';
 
 export interface RunningService {
   readonly home: string;
@@ -23,16 +22,6 @@ function isAlive(pid: number): boolean {
     return true;
   } catch (error) {
     return error instanceof Error && 'code' in error && error.code === 'EPERM';
-  }
-}
-
-/** The policy in `file`. Errors: StartupError with all that is wrong with it. */
-export function readPolicy(file: string): Policy {
-  try {
-    return parsePolicy(readFileSync(file, 'utf8'));
-  } catch (error) {
-    if (error instanceof PolicyError) throw new StartupError(`${file}: ${error.message}`);
-    throw new StartupError(`The policy ${file} cannot be read.`);
   }
 }
 

@@ -10,7 +10,8 @@ import { openIssuer } from '../src/embedded/issuer.ts';
 import { StartupError } from '../src/errors.ts';
 import type { CompiledPrincipal } from '../src/policy/compile.ts';
 import type { Policy } from '../src/policy/policy.ts';
-import { home, readPolicy, run } from './support.ts';
+import { readPolicy } from '../src/policy-watch.ts';
+import { home, run } from './support.ts';
 
 const usage =
   'Usage: npm run -s token -- --agent NAME [--tenant acme] [--ttl 15m] [--scope "decrypt:bank:last4"] [--on-behalf-of PERSON]';

@@ -14,7 +14,8 @@ import { VaultError, type Vault } from '../src/keys/vault.ts';
 import { createLogin } from '../src/keys/vault-login.ts';
 import { openClient } from '../src/keys/vault-open.ts';
 import { planVault, type Step } from '../src/keys/vault-plan.ts';
-import { readPolicy, run } from './support.ts';
+import { readPolicy } from '../src/policy-watch.ts';
+import { run } from './support.ts';
 
 const usage =
   'Usage: npm run vault:setup -- [--dry-run | --check] [--kubernetes-host URL [--kubernetes-ca FILE]] ' +

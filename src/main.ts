@@ -32,8 +32,7 @@ import { listExcessRights } from './keys/vault-rights.ts';
 import { auditFamily } from './keys/version.ts';
 import { bindOperations } from './operations/all.ts';
 import { refuse } from './operations/perform.ts';
-import { parsePolicy, PolicyError, type Policy } from './policy/policy.ts';
-import { watchPolicy } from './policy-watch.ts';
+import { readPolicy, watchPolicy } from './policy-watch.ts';
 import { adoptPolicy, examine, openService, type Service } from './service.ts';
 
 const requestDeadlineMs = 10_000;
@@ -70,21 +69,6 @@ async function migrateAll({ url, ownerUrl }: Database, log: Logger): Promise<voi
     if (code === '28P01' || code === '28000')
       throw new StartupError('The database refuses the credentials of DATABASE_URL.');
     if (code === '42501') throw new StartupError('The role may not migrate the database: set DATABASE_OWNER_URL.');
-    throw error;
-  }
-}
-
-function readPolicy(file: string): Policy {
-  let text: string;
-  try {
-    text = readFileSync(file, 'utf8');
-  } catch {
-    throw new StartupError(`The policy ${file} cannot be read.`);
-  }
-  try {
-    return parsePolicy(text);
-  } catch (error) {
-    if (error instanceof PolicyError) throw new StartupError(`${file}: ${error.message}`);
     throw error;
   }
 }

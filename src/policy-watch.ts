@@ -1,13 +1,24 @@
 /**
- * Takes in a new policy on SIGHUP and when the file's content changes. A file that is not right changes nothing: the last
+ * Reads the policy at start, on SIGHUP and when the file's content changes. A file that is not right changes nothing: the last
  * good policy stays in force, and the log says what is wrong and where.
  */
+import { readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import type { Logger } from 'pino';
-import { describeError } from './errors.ts';
+import { describeError, StartupError } from './errors.ts';
 import { parsePolicy, PolicyError, type Policy } from './policy/policy.ts';
 
 const lookEveryMs = 2_000;
+
+/** The policy in `file`. Errors: StartupError with all that is wrong with it. */
+export function readPolicy(file: string): Policy {
+  try {
+    return parsePolicy(readFileSync(file, 'utf8'));
+  } catch (error) {
+    if (error instanceof PolicyError) throw new StartupError(`${file}: ${error.message}`);
+    throw new StartupError(`The policy ${file} cannot be read.`);
+  }
+}
 
 export function watchPolicy(
   file: string,
