@@ -47,6 +47,8 @@ export class VaultSession {
   #expiresAt = Infinity;
   #entering: Promise<Login> | undefined;
   #failed: { readonly error: unknown; readonly at: number } | undefined;
+  /** The security event that was told since the last login that succeeded. */
+  #reported: SecurityEvent | undefined;
   #stop = new AbortController();
   readonly #counters = { logins: 0, renewals: 0, failures: 0, securityEvents: 0 };
 
@@ -108,6 +110,7 @@ export class VaultSession {
       const login = await this.#options.login();
       this.#counters.logins += 1;
       this.#failed = undefined;
+      this.#reported = undefined;
       this.#adopt(login);
       this.#stop.abort(); // the keeper of the token before
       this.#stop = new AbortController();
@@ -121,11 +124,12 @@ export class VaultSession {
 
   #fail(error: unknown): void {
     this.#counters.failures += 1;
-    const again = this.#failed?.error instanceof LoginRefused;
     this.#failed = { error, at: performance.now() };
-    if (!(error instanceof LoginRefused) || error.event === undefined) return;
-    this.#counters.securityEvents += again ? 0 : 1; // one event, however often the login is tried
-    if (!again) this.#options.onSecurityEvent(error.event, error.message);
+    const event = error instanceof LoginRefused ? error.event : undefined;
+    if (event === undefined || event === this.#reported) return; // one event, however often the login is tried
+    this.#reported = event;
+    this.#counters.securityEvents += 1;
+    this.#options.onSecurityEvent(event, (error as LoginRefused).message);
   }
 
   #adopt(login: Login): void {
