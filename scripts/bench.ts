@@ -2,8 +2,8 @@
  * npm run bench [-- crypto] [api] [rotation] [vault] [--rounds 5] [--seconds 2] [--rows 100000] [--json]
  *
  * Measures us beside our limits, in turn and in one run, because machines are noisy and only ratios travel: a bare
- * cipher loop, a bare Express handler behind the same TLS, the same UPDATEs without crypto, transit. `vault` runs where VAULT_ADDR and
- * VAULT_TOKEN name a server. Figures are medians of rounds.
+ * cipher loop, a bare Express handler behind the same TLS, the same UPDATEs without crypto, transit. `vault` runs where
+ * VAULT_ADDR and VAULT_TOKEN name a server. Figures are medians of rounds.
  */
 import { parseArgs } from 'node:util';
 import { benchApi } from './bench/api.ts';

@@ -44,7 +44,7 @@ async function exportTo(pool: Pool, file: string): Promise<void> {
   const text = await exportKeys(pool);
   writePrivate(resolve(file), text);
   const keys = text.split('\n').filter((line) => line.includes('"wrapped"')).length;
-  process.stdout.write(`${file}: ${keys} wrapped data keys. They open nothing without the root keys in Vault.\n`);
+  process.stdout.write(`${file}: ${keys} wrapped data keys. They open nothing without the root keys.\n`);
 }
 
 async function importFrom(pool: Pool, file: string): Promise<void> {

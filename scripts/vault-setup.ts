@@ -75,47 +75,37 @@ function explain(what: string, error: unknown): unknown {
   return new StartupError(`${what}: ${error.message}${error.said === undefined ? '' : ` ${error.said}`}`);
 }
 
-class Setup {
-  readonly #vault: Vault;
-  readonly #token: string;
-
-  constructor(vault: Vault, token: string) {
-    this.#vault = vault;
-    this.#token = token;
+/** Undefined when it is not there. OpenBao answers 400 for an auth method that is not enabled. */
+async function find(vault: Vault, token: string, step: Step) {
+  try {
+    return await vault.call('GET', step.read, token);
+  } catch (error) {
+    if (error instanceof VaultError && (error.status === 404 || error.status === 400)) return undefined;
+    throw explain(step.what, error);
   }
+}
 
-  /** Undefined when it is not there. OpenBao answers 400 for an auth method that is not enabled. */
-  async #find(step: Step) {
-    try {
-      return await this.#vault.call('GET', step.read, this.#token);
-    } catch (error) {
-      if (error instanceof VaultError && (error.status === 404 || error.status === 400)) return undefined;
-      throw explain(step.what, error);
-    }
-  }
+async function check(vault: Vault, token: string, step: Step): Promise<Report> {
+  const found = await find(vault, token, step);
+  if (found === undefined) return { what: step.what, outcome: 'missing' };
+  const differences = step.differences(found);
+  if (differences.length === 0) return { what: step.what, outcome: 'as it should be' };
+  return { what: step.what, outcome: 'drifted', differences };
+}
 
-  async check(step: Step): Promise<Report> {
-    const found = await this.#find(step);
-    if (found === undefined) return { what: step.what, outcome: 'missing' };
-    const differences = step.differences(found);
-    if (differences.length === 0) return { what: step.what, outcome: 'as it should be' };
-    return { what: step.what, outcome: 'drifted', differences };
+async function apply(vault: Vault, token: string, step: Step): Promise<Report> {
+  const before = await check(vault, token, step);
+  if (before.outcome === 'as it should be') return before;
+  const change = before.outcome === 'missing' ? step : step.mend;
+  if (change === undefined) return { ...before, outcome: 'cannot be mended' };
+  try {
+    await vault.call('POST', change.path, token, change.body);
+  } catch (error) {
+    throw explain(step.what, error);
   }
-
-  async apply(step: Step): Promise<Report> {
-    const before = await this.check(step);
-    if (before.outcome === 'as it should be') return before;
-    const change = before.outcome === 'missing' ? step : step.mend;
-    if (change === undefined) return { ...before, outcome: 'cannot be mended' };
-    try {
-      await this.#vault.call('POST', change.path, this.#token, change.body);
-    } catch (error) {
-      throw explain(step.what, error);
-    }
-    const after = await this.check(step);
-    if (after.outcome !== 'as it should be') return { ...after, outcome: 'cannot be mended' };
-    return { what: step.what, outcome: before.outcome === 'missing' ? 'made' : 'mended' };
-  }
+  const after = await check(vault, token, step);
+  if (after.outcome !== 'as it should be') return { ...after, outcome: 'cannot be mended' };
+  return { what: step.what, outcome: before.outcome === 'missing' ? 'made' : 'mended' };
 }
 
 const marks: Readonly<Record<Outcome, string>> = {
@@ -151,10 +141,10 @@ await run(async () => {
   const vault = openClient(config.vault);
   try {
     const { token } = await createLogin(vault, config.vault.auth)();
-    const setup = new Setup(vault, token);
+    const handle = values.check ? check : apply;
     const reports: Report[] = [];
     for (const step of steps) {
-      const report = values.check ? await setup.check(step) : await setup.apply(step);
+      const report = await handle(vault, token, step);
       reports.push(report);
       if (!values.json) process.stdout.write(`${format(report)}\n`);
     }

@@ -162,11 +162,18 @@ interface Listening {
 }
 
 async function startInside(service: Service, metrics: Metrics, config: Config, undo: Undo[]): Promise<Listening> {
-  exposeFigures(metrics, () => ({ ...service.keeper.state().figures, key_unwraps_total: service.keyring.unwraps }));
+  const { rootKeys, keeper, keyring } = service;
+  const isVault = rootKeys.kind === 'vault';
+  exposeFigures(metrics, () => ({
+    ...rootKeys.figures(),
+    ...(isVault && { vault_up: keeper.state().problem === undefined ? 1 : 0 }),
+    key_unwraps_total: keyring.unwraps,
+  }));
   const { metricsPort: port, metricsHost: host } = config;
   const server = await listenInside({ registry: metrics.registry, health: () => examine(service), port, host });
   undo.push(() => void server.close());
-  return { metricsUrl: `http://127.0.0.1:${(server.address() as AddressInfo).port}/metrics` };
+  const near = host === '0.0.0.0' || host === '::' ? '127.0.0.1' : host;
+  return { metricsUrl: `http://${near}:${(server.address() as AddressInfo).port}/metrics` };
 }
 
 async function startHttp(service: Service, metrics: Metrics, config: Config, undo: Undo[]): Promise<string> {

@@ -37,8 +37,6 @@ export interface Service {
   policy: Policy;
   /** What the registered tables look like in the database. */
   catalog: Catalog;
-  /** Makes the families that the policy names and the database lacks; does nothing in an api process. */
-  makeFamilies: () => Promise<void>;
   /** Has the workers look at once instead of at their next tick; does nothing in a process without workers. */
   wake: () => void;
   /** Set while the process drains: not ready for new work. */
@@ -123,12 +121,11 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     sequencer,
     policy,
     catalog: await loadCatalog(targetPool, policy.columns),
-    makeFamilies: makes ? () => makeFamilies(service) : () => Promise.resolve(),
     wake: () => undefined,
     draining: false,
     async close() {
       stopLooking();
-      clearInterval(familiesTimer);
+      stopMaking();
       keeper.stop();
       await watch.stop();
       await heartbeat.stop();
@@ -140,22 +137,33 @@ export async function openService(options: ServiceOptions): Promise<Service> {
       rootKeys.close();
     },
   };
-  let told: string | undefined;
-  const onFamiliesFailed = (error: unknown) => {
-    const description = describeError(error);
-    const text = JSON.stringify(description);
-    if (text !== told) log.warn({ error: description }, 'Key families of the policy could not be made; trying again.');
-    told = text; // once, not with every try
-  };
-  await service.makeFamilies().catch(onFamiliesFailed);
-  const familiesTimer = setInterval(() => void service.makeFamilies().catch(onFamiliesFailed), familiesEveryMs);
+  const stopMaking = makes ? await keepFamilies(service) : () => undefined;
   const stopLooking = keepCatalog(service, warn('The registered tables could not be looked at.'));
   return service;
 }
 
-async function makeFamilies({ pool, rootKeys, policy, keyring }: Service): Promise<void> {
-  const made = await ensureFamilies(pool, rootKeys, policy, keyring.state);
-  if (made.length > 0) await keyring.refresh();
+/** Makes the families that the policy names and the database lacks: now, and whenever there are some. Answers how to stop. */
+async function keepFamilies(service: Service): Promise<() => void> {
+  let told: string | undefined;
+  let making: Promise<void> | undefined;
+  const make = async () => {
+    const { pool, rootKeys, policy, keyring, log } = service;
+    try {
+      const made = await ensureFamilies(pool, rootKeys, policy, keyring.state);
+      if (made.length > 0) await keyring.refresh();
+    } catch (error) {
+      const description = describeError(error);
+      const text = JSON.stringify(description);
+      if (text !== told)
+        log.warn({ error: description }, 'Key families of the policy could not be made; trying again.');
+      told = text; // once, not with every try
+    } finally {
+      making = undefined;
+    }
+  };
+  await make();
+  const timer = setInterval(() => void (making ??= make()), familiesEveryMs);
+  return () => clearInterval(timer);
 }
 
 /** Looks at the registered tables again every now and then. Answers how to stop. */

@@ -198,7 +198,7 @@ export function importKeys(pool: Pool, backup: KeyBackup): Promise<Imported> {
       if (await importVersion(tx, line)) versions += 1;
     }
     const dataKeys = await importDataKeys(tx, backup.dataKeys);
-    if (families + versions + dataKeys > 0 || backup.versions.length > 0) await raiseEpoch(tx);
+    await raiseEpoch(tx);
     return { families, versions, dataKeys };
   });
 }

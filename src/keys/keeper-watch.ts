@@ -4,13 +4,13 @@
  * can be opened: only then is it `lost`.
  */
 import { lifetimeMs } from './keyring.ts';
-import type { KeeperState, RootKeys } from './root-keys.ts';
+import type { RootKeys } from './root-keys.ts';
 
 const lookEveryMs = 2_000;
 
 export interface KeeperWatch {
   /** What the last look came to; `lost`: keys can no longer be expected to be at hand. */
-  state(): KeeperState & { readonly lost: boolean };
+  state(): { readonly problem?: string; readonly lost: boolean };
   stop(): void;
 }
 
@@ -20,14 +20,15 @@ export interface Log {
 }
 
 /** Looks once before it answers. */
-export async function watchKeeper(rootKeys: Pick<RootKeys, 'look'>, log: Log): Promise<KeeperWatch> {
-  let last: KeeperState = { figures: {} };
+export async function watchKeeper(rootKeys: Pick<RootKeys, 'findProblem'>, log: Log): Promise<KeeperWatch> {
+  let problem: string | undefined;
   let wellAt: number | undefined;
+  let looking: Promise<void> | undefined;
 
   async function look(): Promise<void> {
-    const before = last.problem;
-    last = await rootKeys.look();
-    const { problem } = last;
+    const before = problem;
+    problem = await rootKeys.findProblem();
+    looking = undefined;
     if (problem === undefined) wellAt = performance.now();
     if (problem === before) return;
     if (problem === undefined) log.warn({}, 'The keeper of root keys is back.');
@@ -35,9 +36,13 @@ export async function watchKeeper(rootKeys: Pick<RootKeys, 'look'>, log: Log): P
   }
 
   await look();
-  const timer = setInterval(() => void look(), lookEveryMs);
+  // One look at a time: a Vault that does not answer takes longer than the time between two.
+  const timer = setInterval(() => void (looking ??= look()), lookEveryMs);
   return {
-    state: () => ({ ...last, lost: wellAt === undefined || performance.now() - wellAt > lifetimeMs }),
+    state() {
+      const lost = wellAt === undefined || performance.now() - wellAt > lifetimeMs;
+      return { lost, ...(problem !== undefined && { problem }) };
+    },
     stop: () => clearInterval(timer),
   };
 }

@@ -18,7 +18,7 @@ import { DataKey } from '../crypto/data-key.ts';
 import { toUnavailable, type Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { RootKeyError, type RootKeys } from './root-keys.ts';
-import { findDataKey, insertDataKey, loadKeyState, notifyWanted } from './store.ts';
+import { findDataKey, insertDataKey, loadKeyState, notifyWanted, type KeyName } from './store.ts';
 import { auditFamily, type KeyState, type KeyVersion } from './version.ts';
 
 export const lifetimeMs = 300_000;
@@ -42,12 +42,6 @@ interface Cached {
 interface Negative {
   readonly until: number;
   readonly error?: Error;
-}
-
-interface Name {
-  readonly tenant: string;
-  readonly family: string;
-  readonly version: number;
 }
 
 export interface KeyringOptions {
@@ -192,7 +186,7 @@ export class Keyring {
     }
   }
 
-  #fetch(id: string, name: Name): Promise<DataKey | undefined> {
+  #fetch(id: string, name: KeyName): Promise<DataKey | undefined> {
     let fetching = this.#fetching.get(id);
     if (fetching === undefined) {
       fetching = this.#unwrapStored(id, name)
@@ -203,7 +197,7 @@ export class Keyring {
     return fetching;
   }
 
-  async #unwrapStored(id: string, name: Name): Promise<DataKey | undefined> {
+  async #unwrapStored(id: string, name: KeyName): Promise<DataKey | undefined> {
     let stored;
     try {
       stored = await findDataKey(this.#pool, name.tenant, name.family, name.version);
@@ -230,14 +224,14 @@ export class Keyring {
     throw error;
   }
 
-  async #unwrap(name: Name, wrapped: string): Promise<DataKey> {
+  async #unwrap(name: KeyName, wrapped: string): Promise<DataKey> {
     this.unwraps += 1;
     const context = encodeWrapContext(name.tenant, name.family, name.version);
     return DataKey.from(await this.#rootKeys.unwrap(name.family, wrapped, context));
   }
 
   /** Two fingerprints for one name: somebody changed the stored key. Nothing is sealed or opened with either. */
-  #check(name: Name, key: DataKey, fingerprint: Uint8Array): void {
+  #check(name: KeyName, key: DataKey, fingerprint: Uint8Array): void {
     if (timingSafeEqual(key.fingerprint, fingerprint)) return;
     throw new FieldkeepError(
       'internal',
@@ -245,7 +239,7 @@ export class Keyring {
     );
   }
 
-  async #make(id: string, name: Name): Promise<DataKey> {
+  async #make(id: string, name: KeyName): Promise<DataKey> {
     const known = this.state.families.get(name.family)?.versions.get(name.version);
     if (known === undefined) {
       throw new FieldkeepError('version_unknown', `Family ${name.family} has no version ${name.version}.`);
@@ -273,7 +267,7 @@ export class Keyring {
   }
 
   /** A worker makes the key and stores it; looking for it there also finds what another process asked for. */
-  async #askWorker(id: string, name: Name): Promise<DataKey> {
+  async #askWorker(id: string, name: KeyName): Promise<DataKey> {
     const deadline = performance.now() + workerMaxMs;
     try {
       await notifyWanted(this.#pool, name);
@@ -303,7 +297,7 @@ export class Keyring {
     this.#cached.set(id, { key, expiresAt: now + lifetime, refreshAt: now + lifetime * refreshFrom, usedAt: now });
   }
 
-  #refreshAhead(id: string, name: Name): void {
+  #refreshAhead(id: string, name: KeyName): void {
     if (this.#fetching.has(id)) return;
     this.#fetch(id, name).catch(this.#onError);
   }

@@ -23,21 +23,16 @@ export interface RootKeys {
   getSigningKey(): Promise<SigningKey>;
   /** Signs with that key (RFC 8032, 64 bytes). */
   sign(message: Buffer): Promise<Buffer>;
-  /** Whether the keeper can be asked now. Does not throw. */
-  look(): Promise<KeeperState>;
+  /** Why nothing can be asked of the keeper now, in a sentence; undefined when all is well. Does not throw. */
+  findProblem(): Promise<string | undefined>;
+  /** For metrics, as of now; which there are depends on the keeper. What ends in `_total` only grows. */
+  figures(): Readonly<Record<string, number>>;
   close(): void;
 }
 
 export interface SigningKey {
   readonly version: number;
   readonly publicKey: Buffer;
-}
-
-export interface KeeperState {
-  /** Why nothing can be asked of it, in a sentence; absent when all is well. */
-  readonly problem?: string;
-  /** For metrics; which there are depends on the keeper. Counters only grow. */
-  readonly figures: Readonly<Record<string, number>>;
 }
 
 /**

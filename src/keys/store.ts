@@ -190,11 +190,7 @@ export async function findDataKey(
 }
 
 /** Stores a data key unless the name has one already: a name has one key for ever. */
-export async function insertDataKey(
-  db: Queryable,
-  name: { tenant: string; family: string; version: number },
-  key: StoredDataKey,
-): Promise<void> {
+export async function insertDataKey(db: Queryable, name: KeyName, key: StoredDataKey): Promise<void> {
   await db.query(
     `insert into fieldkeep.data_keys (tenant, family, version, wrapped, fingerprint) values ($1, $2, $3, $4, $5)
      on conflict do nothing`,

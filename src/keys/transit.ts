@@ -9,21 +9,25 @@
  * Keys are only used here as vault:setup makes them: one whose settings would let the key leave Vault is refused. Unwraps
  * that are asked for at the same time go as one request.
  */
-import type { Vault, VaultAnswer } from './vault.ts';
-import { VaultError } from './vault.ts';
-import { RootKeyError, type KeeperState, type RootKeys } from './root-keys.ts';
+import { RootKeyError, type RootKeys } from './root-keys.ts';
+import { VaultError, type Vault, type VaultAnswer } from './vault.ts';
 import type { VaultSession } from './vault-session.ts';
+import { auditFamily } from './version.ts';
 
 export const signingKeyName = 'fk-audit-checkpoint';
 
 /** The transit key of a family. No class is named `audit`, and no class name has a hyphen. */
 export function transitKeyName(family: string): string {
-  return family === 'audit' ? 'fk-audit-digest' : `fk-${family}`;
+  return family === auditFamily ? 'fk-audit-digest' : `fk-${family}`;
 }
+
+/** What a key that may never leave Vault is made with. Neither can be taken back once it was otherwise. */
+const never = { exportable: false, allow_plaintext_backup: false } as const;
+export const rootKeySettings = { type: 'aes256-gcm96', derived: true, ...never } as const;
+export const signingKeySettings = { type: 'ed25519', ...never } as const;
 
 /** OpenBao takes 1,000 JSON strings a request, names counted: 249 items of a ciphertext and a context. */
 const batchItemsMax = 249;
-const lookMaxAgeMs = 1_000;
 /** Statuses of sys/health; a standby (429, 473) hands requests on to the active server and is as good. */
 const healthFaults: Readonly<Record<number, string | undefined>> = {
   429: undefined,
@@ -68,7 +72,7 @@ function checkSettings(name: string, answer: VaultAnswer): KeySettings {
   const settings = readSettings(answer);
   const { derived, auto_rotate_period: period } = answer.data!;
   const faults = [
-    settings.type === 'aes256-gcm96' ? '' : 'is not of type aes256-gcm96',
+    settings.type === rootKeySettings.type ? '' : `is not of type ${rootKeySettings.type}`,
     derived === true ? '' : 'is not derived',
     settings.exportable ? 'may leave Vault (exportable or allow_plaintext_backup)' : '',
     Number(period ?? 0) === 0 ? '' : 'rotates by itself (auto_rotate_period)',
@@ -81,7 +85,6 @@ function checkSettings(name: string, answer: VaultAnswer): KeySettings {
 
 export function openTransit({ vault, session, mount }: TransitOptions): RootKeys {
   const waiting = new Map<string, Unwrap[]>();
-  let looked: { readonly at: number; readonly state: Promise<string | undefined> } | undefined;
   let unwrapRequests = 0;
 
   /** With the session's token; once more with a new one when the refusal was about the token. */
@@ -181,8 +184,7 @@ export function openTransit({ vault, session, mount }: TransitOptions): RootKeys
     kind: 'vault',
     async ensureFamily(family) {
       const name = transitKeyName(family);
-      const settings = { type: 'aes256-gcm96', derived: true, exportable: false, allow_plaintext_backup: false };
-      return checkSettings(name, await ensureKey(name, settings)).latest;
+      return checkSettings(name, await ensureKey(name, rootKeySettings)).latest;
     },
     async rotate(family) {
       const name = transitKeyName(family);
@@ -229,7 +231,7 @@ export function openTransit({ vault, session, mount }: TransitOptions): RootKeys
       throw new RootKeyError(`Vault has not trimmed ${name} to version ${minVersion}.`, { refused: true });
     },
     async getSigningKey() {
-      const { data = {} } = await ensureKey(signingKeyName, { type: 'ed25519' });
+      const { data = {} } = await ensureKey(signingKeyName, signingKeySettings);
       const version = Number(data.latest_version);
       const key = (data.keys as Record<string, { public_key?: unknown }> | undefined)?.[version]?.public_key;
       const publicKey = Buffer.from(typeof key === 'string' ? key : '', 'base64');
@@ -242,15 +244,11 @@ export function openTransit({ vault, session, mount }: TransitOptions): RootKeys
       if (signature.length === 64) return signature;
       throw new VaultError('Vault answers a signature of another length than 64 bytes.');
     },
-    async look(): Promise<KeeperState> {
-      if (looked === undefined || performance.now() - looked.at > lookMaxAgeMs) {
-        looked = { at: performance.now(), state: findProblem() };
-      }
-      const problem = await looked.state;
+    findProblem,
+    figures() {
       const { calls, connections } = vault.counters();
       const { authenticated, expiresAt, logins, renewals, failures, securityEvents } = session.state;
-      const figures = {
-        vault_up: problem === undefined ? 1 : 0,
+      return {
         vault_authenticated: authenticated ? 1 : 0,
         vault_token_expiry_timestamp_seconds: expiresAt === undefined ? 0 : expiresAt.getTime() / 1000,
         vault_requests_total: calls,
@@ -261,7 +259,6 @@ export function openTransit({ vault, session, mount }: TransitOptions): RootKeys
         vault_auth_failures_total: failures,
         vault_security_events_total: securityEvents,
       };
-      return { figures, ...(problem !== undefined && { problem }) };
     },
     close() {
       session.stop();

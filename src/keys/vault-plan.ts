@@ -10,8 +10,9 @@
  * Nobody may export, back up, restore or delete a key. The operator's `config` takes the two minimums only: with all of it
  * `exportable` could be set, for ever, and a copy from before a trim opens what was destroyed.
  */
-import { signingKeyName, transitKeyName } from './transit.ts';
+import { rootKeySettings, signingKeyName, signingKeySettings, transitKeyName } from './transit.ts';
 import type { VaultAnswer } from './vault.ts';
+import { auditFamily } from './version.ts';
 
 export interface PlanOptions {
   /** Where transit is or will be mounted. */
@@ -39,7 +40,7 @@ export interface Step {
   /** What differs in what stands there, in a few words each; empty when it is as it should be. */
   readonly differences: (found: VaultAnswer) => string[];
   /** What is sent to mend it where that is another call; undefined when it cannot be mended. */
-  readonly mend?: { readonly path: string; readonly body: Readonly<Record<string, unknown>> } | undefined;
+  readonly mend?: { readonly path: string; readonly body: Readonly<Record<string, unknown>> };
 }
 
 const ttlSeconds = { token_ttl: 3600, token_max_ttl: 86_400 };
@@ -54,7 +55,7 @@ function allow(path: string, capabilities: readonly string[], parameters?: reado
 const minimums = ['min_decryption_version', 'min_encryption_version'];
 
 /** Name and text of every ACL policy. */
-export function listPolicies(mount: string, families: readonly string[]): Map<string, string> {
+function listPolicies(mount: string, families: readonly string[]): Map<string, string> {
   const policies = new Map<string, string>();
   const operator: string[] = [];
   for (const family of families) {
@@ -90,8 +91,8 @@ function listRoles(families: readonly string[]): Map<string, string[]> {
     ['fieldkeep-worker', families.map((family) => `fieldkeep-worker-${family}`)],
     ['fieldkeep-audit', ['fieldkeep-audit']],
   ]);
-  for (const family of families.filter((each) => each !== 'audit')) {
-    roles.set(`fieldkeep-api-${family}`, [`fieldkeep-api-${family}`, 'fieldkeep-api-audit']);
+  for (const family of families.filter((each) => each !== auditFamily)) {
+    roles.set(`fieldkeep-api-${family}`, [`fieldkeep-api-${family}`, `fieldkeep-api-${auditFamily}`]);
   }
   return roles;
 }
@@ -108,20 +109,19 @@ function compare(wanted: Readonly<Record<string, unknown>>, found: Readonly<Reco
 
 function keyStep(mount: string, name: string, body: Readonly<Record<string, unknown>>): Step {
   const path = `${mount}/keys/${name}`;
-  // What may leave Vault once may always: `exportable` and `allow_plaintext_backup` cannot be taken back.
-  const final = { ...body, exportable: false, allow_plaintext_backup: false };
+  // What it was made with cannot be taken back; these can.
   const mendable = { deletion_allowed: false, auto_rotate_period: 0 };
   return {
     what: `key ${name}`,
     read: path,
     path,
     body,
-    differences: ({ data = {} }) => compare({ ...final, ...mendable }, data),
+    differences: ({ data = {} }) => compare({ ...body, ...mendable }, data),
     mend: { path: `${path}/config`, body: mendable },
   };
 }
 
-function authSteps(type: 'approle' | 'kubernetes'): Step {
+function authStep(type: 'approle' | 'kubernetes'): Step {
   return {
     what: `auth method ${type}`,
     read: `sys/auth/${type}`,
@@ -133,7 +133,7 @@ function authSteps(type: 'approle' | 'kubernetes'): Step {
 
 /** The steps in the order in which they must be made. */
 export function planVault({ mount, classes, kubernetes }: PlanOptions): Step[] {
-  const families = [...classes, 'audit'];
+  const families = [...classes, auditFamily];
   const steps: Step[] = [
     {
       what: `transit engine at ${mount}/`,
@@ -142,8 +142,8 @@ export function planVault({ mount, classes, kubernetes }: PlanOptions): Step[] {
       body: { type: 'transit', description: 'Root keys of Fieldkeep' },
       differences: ({ data = {} }) => compare({ type: 'transit' }, data),
     },
-    ...families.map((family) => keyStep(mount, transitKeyName(family), { type: 'aes256-gcm96', derived: true })),
-    keyStep(mount, signingKeyName, { type: 'ed25519' }),
+    ...families.map((family) => keyStep(mount, transitKeyName(family), rootKeySettings)),
+    keyStep(mount, signingKeyName, signingKeySettings),
   ];
   for (const [name, policy] of listPolicies(mount, families)) {
     const path = `sys/policies/acl/${name}`;
@@ -163,9 +163,9 @@ export function planVault({ mount, classes, kubernetes }: PlanOptions): Step[] {
     const differences = ({ data = {} }: VaultAnswer) => compare(body, data);
     steps.push({ what: `${method} role ${name}`, read: path, path, body, differences, mend: { path, body } });
   };
-  steps.push(authSteps('approle'));
+  steps.push(authStep('approle'));
   for (const [name, token_policies] of roles) addRole('approle', name, { token_policies, ...ttlSeconds });
-  steps.push(authSteps('kubernetes'));
+  steps.push(authStep('kubernetes'));
   if (kubernetes.host !== undefined) {
     const { host, ca } = kubernetes;
     const apart = ca !== undefined && { kubernetes_ca_cert: ca, disable_local_ca_jwt: true };

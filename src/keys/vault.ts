@@ -4,7 +4,7 @@
  *   - its rejections hold the request or the answer, tokens and keys among them: each becomes a VaultError without `cause`
  *   - it prints requests when DEBUG names it, and takes tokens, prefixes and `VAULT_SKIP_VERIFY` from the environment: it
  *     is given none of these
- *   - its renewer overflows for long lives and gives up at the first failure: session.ts renews
+ *   - its renewer overflows for long lives and gives up at the first failure: vault-session.ts renews
  *   - its transport is ours (vault-transport.ts)
  *
  * Every call says which token it uses; the client itself remembers none.
@@ -52,13 +52,11 @@ type Body = Readonly<Record<string, unknown>>;
 export interface VaultAnswer {
   readonly data?: Body;
   readonly auth?: Body;
-  readonly wrap_info?: Body;
   readonly [member: string]: unknown;
 }
 
 export interface Vault {
-  readonly address: string;
-  call(method: 'GET' | 'LIST' | 'POST' | 'DELETE', path: string, token: string, body?: object): Promise<VaultAnswer>;
+  call(method: 'GET' | 'POST' | 'DELETE', path: string, token: string, body?: object): Promise<VaultAnswer>;
   /** Calls made and connections opened since the start; they only grow. */
   counters(): { readonly calls: number; readonly connections: number };
   close(): void;
@@ -109,7 +107,6 @@ export function openVault(options: VaultOptions): Vault {
   let calls = 0;
 
   return {
-    address: options.address,
     async call(method, path, token, body) {
       calls += 1;
       const headers = token === '' ? {} : { 'X-Vault-Token': token };

@@ -103,7 +103,7 @@ function keepsTheContract(open: () => Promise<RootKeys>): void {
   });
 
   it('says that it is well', async () => {
-    assert.equal((await keys.look()).problem, undefined);
+    assert.equal(await keys.findProblem(), undefined);
   });
 }
 

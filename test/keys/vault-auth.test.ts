@@ -1,7 +1,7 @@
 /** Logins and the life of a token, against a real server. */
 import assert from 'node:assert/strict';
 import { generateKeyPairSync } from 'node:crypto';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -109,7 +109,7 @@ describeVault('logins to Vault', function () {
     await assert.rejects(missing.rootKeys.ensureFamily('ssn'), refused(/none cannot be read/));
     const empty = logIn({ method: 'token', file: file('empty', '') });
     await assert.rejects(empty.rootKeys.ensureFamily('ssn'), refused(/is empty/));
-    assert.match((await empty.rootKeys.look()).problem!, /is empty/);
+    assert.match((await empty.rootKeys.findProblem())!, /is empty/);
   });
 
   async function makeAppRole(settings: object) {
@@ -156,6 +156,15 @@ describeVault('logins to Vault', function () {
     await assert.rejects(thief.rootKeys.ensureFamily('ssn'), refused(/somebody has used it before/));
     assert.deepEqual(events, ['wrapped_secret_id_already_used'], 'told once');
     assert.equal(thief.session.state.securityEvents, 1);
+
+    // Whatever else kept it from logging in before, the event is told.
+    const late = logIn({ ...auth, secretIdFile: join(folder, 'not-yet') }, { onSecurityEvent });
+    await assert.rejects(late.rootKeys.ensureFamily('ssn'), refused(/cannot be read/));
+    file('not-yet', readFileSync(wrappedFile, 'utf8'));
+    await wait(600);
+    await assert.rejects(late.rootKeys.ensureFamily('ssn'), refused(/somebody has used it before/));
+    assert.equal(late.session.state.securityEvents, 1);
+    events.pop();
 
     const exchanged = file('exchanged', await wrapSecretId(server, `auth/${role.mount}/role/api/role-id`));
     const other = logIn({ ...auth, secretIdFile: exchanged }, { onSecurityEvent });

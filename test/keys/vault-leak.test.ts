@@ -57,7 +57,8 @@ describeVault('secrets while Vault fails', function () {
       destroyBelow: (family, version) => current().destroyBelow(family, version),
       getSigningKey: () => current().getSigningKey(),
       sign: (message) => current().sign(message),
-      look: () => current().look(),
+      findProblem: () => current().findProblem(),
+      figures: () => current().figures(),
       close: () => real.rootKeys.close(),
     };
     it_ = await openTestService({ rootKeys });
@@ -193,7 +194,7 @@ describeVault('secrets while Vault fails', function () {
       const rotation = await it_.call('operator', 'POST', '/v1/keys/salary/rotate', {});
       mustBeClean('the answer', rotation.text);
       it_.service.wake();
-      await broken.rootKeys.look();
+      await broken.rootKeys.findProblem();
       target.rootKeys = real.rootKeys;
       broken.rootKeys.close();
     });

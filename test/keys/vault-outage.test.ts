@@ -275,11 +275,11 @@ describeVault(
       for (const health of [429, 473]) {
         status = { health };
         await wait(1_100);
-        assert.equal((await keeper.rootKeys.look()).problem, undefined, String(health));
+        assert.equal(await keeper.rootKeys.findProblem(), undefined, String(health));
       }
       status = { health: 472 };
       await wait(1_100);
-      assert.match((await keeper.rootKeys.look()).problem!, /disaster recovery secondary/);
+      assert.match((await keeper.rootKeys.findProblem())!, /disaster recovery secondary/);
       for (const calls of [429, 472, 473]) {
         status = { calls };
         assert.equal((await openIt(it_, envelope)).status, 200);

@@ -183,7 +183,7 @@ describeVault('destroying a version', function () {
     const proxy = await openProxy(server.address);
     open.push(proxy);
     const deaf = openOperator(proxy.through(server.address).replace(/\/$/, ''));
-    await deaf.look();
+    await deaf.findProblem();
     // From the moment Vault has trimmed the key, answers are lost: the trim's is still on its way then.
     const trimmed = (async () => {
       for (;;) {

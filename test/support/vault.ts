@@ -49,7 +49,7 @@ export interface VaultServer {
   /** All that its audit device has written; '' where it is not ours. */
   auditLog(): string;
   /** A call with the root token, or another. */
-  call(method: 'GET' | 'LIST' | 'POST' | 'DELETE', path: string, body?: object, token?: string): Promise<VaultAnswer>;
+  call(method: 'GET' | 'POST' | 'DELETE', path: string, body?: object, token?: string): Promise<VaultAnswer>;
   /** Ends the process, at once. */
   stop(): Promise<void>;
   /** Starts it again on the same port, and unseals it. */
@@ -167,7 +167,7 @@ class OwnServer implements VaultServer {
     return readFileSync(join(this.#folder, 'audit.log'), 'utf8');
   }
 
-  call(method: 'GET' | 'LIST' | 'POST' | 'DELETE', path: string, body?: object, token = this.rootToken) {
+  call(method: 'GET' | 'POST' | 'DELETE', path: string, body?: object, token = this.rootToken) {
     return this.#client.call(method, path, token, body);
   }
 
