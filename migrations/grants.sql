@@ -18,6 +18,7 @@ grant execute on function fieldkeep.audit_make_partitions() to :service;
 -- rotation
 grant select, insert, update on fieldkeep.rotations, fieldkeep.rotation_columns, fieldkeep.rotation_ranges to :service;
 grant select, insert, update, delete on fieldkeep.rotation_failures to :service;
+grant select, insert, update on fieldkeep.rotation_rehearsals, fieldkeep.registered_tables to :service;
 
 -- the demo's table: what re-encryption needs, and no more
 grant usage on schema demo to :service;

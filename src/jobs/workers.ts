@@ -8,7 +8,8 @@ import type { PgBoss } from 'pg-boss';
 import { describeError } from '../errors.ts';
 import { advance, startAdoption, startDue, type DriverShop } from '../rotation/run.ts';
 import { workRange } from '../rotation/range.ts';
-import { LeaseLost, listFreeRanges, listUnfinished, releaseForgotten, setRangeError } from '../rotation/store.ts';
+import { LeaseLost, listFreeRanges, releaseForgotten, setRangeError } from '../rotation/range-store.ts';
+import { listUnfinished } from '../rotation/store.ts';
 import { rangeQueue, type RangeJob } from './queues.ts';
 
 const everyTwoSeconds = '*/2 * * * * *';

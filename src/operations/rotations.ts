@@ -1,7 +1,8 @@
 /** GET /v1/rotations, /v1/rotations/{id} and its failures: how far runs are, and which rows do not open. */
 import { FieldkeepError } from '../errors.ts';
 import { viewRun } from '../rotation/progress.ts';
-import { findRun, listFailures as findFailures, listRuns, type Run } from '../rotation/store.ts';
+import { listFailures as findFailures } from '../rotation/failure-store.ts';
+import { findRun, listRuns, type Run } from '../rotation/store.ts';
 import type { Service } from '../service.ts';
 import { performCall } from './call.ts';
 import { questionsAbout } from './keys.ts';

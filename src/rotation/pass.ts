@@ -15,7 +15,8 @@ import type { TableShape } from './catalog.ts';
 import { countVersion, findVersionBounds, hasVersion, waitOutWriters } from './census.ts';
 import { columnsOf, staleVersions } from './plan.ts';
 import { appendAlways, type Workshop } from './range.ts';
-import { insertPass, setBlocked, setDone, type RangeSpec, type Run } from './store.ts';
+import { insertPass, type RangeSpec } from './range-store.ts';
+import { setBlocked, setDone, type Run } from './store.ts';
 
 const rangeRows = 50_000;
 const waitOutMaxMs = 5_000;

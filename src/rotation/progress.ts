@@ -1,7 +1,8 @@
 /** How far a run is, as the API and the commands show it. */
 import type { Queryable } from '../db.ts';
 import { searchTokenTtlMs } from './plan.ts';
-import { findRangeError, listProgress, type ColumnProgress, type Run } from './store.ts';
+import { findRangeError, listProgress, type ColumnProgress } from './range-store.ts';
+import type { Run } from './store.ts';
 
 export interface RunView {
   readonly id: string;

@@ -21,18 +21,17 @@ import { readBatch, writeBatch, type Change, type Key, type Row } from './batch.
 import { formatRow, loadCatalog, type Catalog, type TableShape } from './catalog.ts';
 import { columnsOf, staleVersions } from './plan.ts';
 import { layOut, Renewer } from './renew.ts';
+import type { Failure } from './failure-store.ts';
 import {
   claimRange,
-  findRun,
   finishRange,
   insertCheckpoint,
   LeaseLost,
   releaseRange,
   type Checkpoint,
-  type Failure,
   type Range,
-  type Run,
-} from './store.ts';
+} from './range-store.ts';
+import { findRun, type Run } from './store.ts';
 
 /** What rotating needs of the service. */
 export interface Workshop {

@@ -15,7 +15,7 @@ import { findIndexes, getActive, getReadable, type KeyState, type KeyVersion } f
 import type { FieldClass, RegisteredColumn } from '../policy/policy.ts';
 import type { Row } from './batch.ts';
 import { formatRow, type TableShape } from './catalog.ts';
-import type { Failure } from './store.ts';
+import type { Failure } from './failure-store.ts';
 
 /** A registered column of the run, and where it stands among the values of a row. */
 export interface Slot {

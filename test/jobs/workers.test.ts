@@ -7,7 +7,8 @@ import { startWorkers, type Workers } from '../../src/jobs/workers.ts';
 import { parsePolicy } from '../../src/policy/policy.ts';
 import { advance } from '../../src/rotation/run.ts';
 import { loadCatalog } from '../../src/rotation/catalog.ts';
-import { claimRange, findRun, listFreeRanges, type Run } from '../../src/rotation/store.ts';
+import { claimRange, listFreeRanges } from '../../src/rotation/range-store.ts';
+import { findRun, type Run } from '../../src/rotation/store.ts';
 import { adopt, beginRotation, drive, fill, openBench, openFor, skipWaits, type Bench } from '../rotation/support.ts';
 
 describe('the workers', () => {

@@ -3,7 +3,8 @@ import { connect } from '../../src/db.ts';
 import { loadCatalog } from '../../src/rotation/catalog.ts';
 import { workRange } from '../../src/rotation/range.ts';
 import { advance, startAdoption } from '../../src/rotation/run.ts';
-import { findRun, listFreeRanges } from '../../src/rotation/store.ts';
+import { listFreeRanges } from '../../src/rotation/range-store.ts';
+import { findRun } from '../../src/rotation/store.ts';
 import { adopt, beginRotation, drive, fill, isSettled, openBench, rotate, skipWaits, type Bench } from './support.ts';
 
 const versionsSql =

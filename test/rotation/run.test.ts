@@ -9,8 +9,8 @@ import {
   LeaseLost,
   listFreeRanges,
   listProgress,
-  listUnfinished,
-} from '../../src/rotation/store.ts';
+} from '../../src/rotation/range-store.ts';
+import { listUnfinished } from '../../src/rotation/store.ts';
 import { transaction } from '../../src/db.ts';
 import {
   adopt,

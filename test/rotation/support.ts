@@ -13,7 +13,8 @@ import { openEmbeddedRootKeys } from '../../src/keys/embedded.ts';
 import { parsePolicy, type Policy } from '../../src/policy/policy.ts';
 import { workRange } from '../../src/rotation/range.ts';
 import { advance, nextVersion, startAdoption } from '../../src/rotation/run.ts';
-import { findRun, insertRun, listFreeRanges, type Run } from '../../src/rotation/store.ts';
+import { listFreeRanges } from '../../src/rotation/range-store.ts';
+import { findRun, insertRun, type Run } from '../../src/rotation/store.ts';
 import { openService, type Service } from '../../src/service.ts';
 import { createDatabase, type TestDatabase } from '../support/database.ts';
 
