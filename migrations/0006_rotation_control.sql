@@ -21,6 +21,9 @@ alter table fieldkeep.rotations
   -- what the last rehearsal before it predicted
   add column predicted json;
 
+-- spent in UPDATEs: what the next rehearsal predicts from
+alter table fieldkeep.rotation_columns add column update_ms double precision not null default 0;
+
 alter table fieldkeep.rotation_ranges
   -- instead of a stretch of the key: these rows, by name
   add column rows text[],

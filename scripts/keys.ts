@@ -19,6 +19,7 @@ import { exportKeys, importKeys, parseBackup } from '../src/keys/backup.ts';
 import { Keyring } from '../src/keys/keyring.ts';
 import { openVaultRootKeys } from '../src/keys/vault-open.ts';
 import { destroyVersion } from '../src/rotation/destroy.ts';
+import { openTargets } from '../src/rotation/targets.ts';
 import { readPolicy } from '../src/policy-watch.ts';
 import { findService, run } from './support.ts';
 
@@ -70,13 +71,12 @@ async function destroy(
   }
   const quiet = { warn: () => undefined, error: () => undefined };
   const { rootKeys } = openVaultRootKeys(config.vault, quiet);
-  const settings = { row_security: 'off', lock_timeout: '500ms' };
-  const targetPool = openPool(databaseUrl, { max: 2, name: 'keys', statementTimeoutMs: 3_600_000, settings });
+  const targets = openTargets(databaseUrl, config.targets, 3_600_000);
   const keyring = await Keyring.open({ pool, rootKeys, onError: () => undefined });
   const audit = await AuditLog.open(databaseUrl, pool, { instanceId: randomUUID() });
   try {
     const policy = readPolicy(config.policyFile);
-    const shop = { pool, targetPool, keyring, audit, policy, rootKeys };
+    const shop = { pool, targets, keyring, audit, policy, rootKeys };
     await destroyVersion(shop, { ...asked, by: userInfo().username });
     process.stdout.write(
       `Version ${asked.version} of family ${asked.family} is destroyed: Vault has confirmed that its root key is gone.\n` +
@@ -86,7 +86,7 @@ async function destroy(
     await audit.close();
     keyring.close();
     rootKeys.close();
-    await targetPool.end();
+    await targets.close();
   }
 }
 

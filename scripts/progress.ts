@@ -19,7 +19,10 @@ export interface RunProgress {
   readonly etaSeconds?: number;
   readonly waitingFor?: string;
   readonly blocked?: string;
+  readonly throttle?: string;
   readonly retrying?: string;
+  readonly predicted?: { readonly seconds: number; readonly walBytes: number };
+  readonly actual?: { readonly seconds: number; readonly walBytes?: number };
   readonly createdAt: string;
   readonly doneAt?: string;
 }
@@ -35,6 +38,7 @@ export function describeRun(run: RunProgress): string {
     run.rowsPerSecond === undefined ? '' : `${format(run.rowsPerSecond)}/s`,
     run.etaSeconds === undefined ? '' : `${formatSeconds(run.etaSeconds)} left`,
     run.retrying === undefined ? '' : `trying again: ${run.retrying}`,
+    run.throttle === undefined ? '' : `held back by ${run.throttle}`,
     run.waitingFor === undefined ? '' : `waits for ${run.waitingFor}`,
   ];
   const shown = run.phase === 'done' ? Math.max(done, total, 1) : done;
@@ -44,6 +48,17 @@ export function describeRun(run: RunProgress): string {
     Math.max(total, 1),
     details.filter((text) => text !== '').join(', '),
   );
+}
+
+const mib = (bytes: number) => `${Math.round(bytes / 2 ** 20).toLocaleString('en-US')} MiB`;
+
+/** What became of a run beside what its rehearsal said, if there was one. */
+export function describeOutcome({ predicted, actual }: RunProgress): string | undefined {
+  if (actual === undefined) return undefined;
+  const took = `It took ${formatSeconds(actual.seconds)}`;
+  const log = actual.walBytes === undefined ? '' : ` and ${mib(actual.walBytes)} of log (everybody's)`;
+  if (predicted === undefined) return `${took}${log}.`;
+  return `${took}${log}; predicted were ${formatSeconds(predicted.seconds)} and ${mib(predicted.walBytes)}.`;
 }
 
 /** Polls until the run is done or blocked; `also` adds to the line what else is going on. */
@@ -57,8 +72,9 @@ export async function followRun(
     const path = `/v1/rotations/${id}`;
     const run = mustBeOk(await api.call({ name: 'operator' }, 'GET', path)) as unknown as RunProgress;
     const line = `${options.indent ?? ''}${describeRun(run)}${options.also?.() ?? ''}`;
-    if (run.phase === 'done' || run.phase === 'blocked') {
-      if (options.quiet !== true) progress.end(run.blocked === undefined ? line : `${line}\nBlocked: ${run.blocked}`);
+    if (run.phase === 'done' || run.phase === 'blocked' || run.phase === 'cancelled') {
+      const last = run.blocked === undefined ? describeOutcome(run) : `Blocked: ${run.blocked}`;
+      if (options.quiet !== true) progress.end(last === undefined ? line : `${line}\n${options.indent ?? ''}${last}`);
       return run;
     }
     if (options.quiet !== true) progress.show(line);

@@ -6,7 +6,7 @@
 import { parseArgs } from 'node:util';
 import { StartupError } from '../src/errors.ts';
 import { followRun, type RunProgress } from './progress.ts';
-import { getService, mustBeOk, openApi, run, type Caller } from './support.ts';
+import { formatSeconds, getService, mustBeOk, openApi, run, type Caller } from './support.ts';
 
 const usage = 'Usage: npm run rotate -- FAMILY [--wait] [--reason "…"] [--compromised] [--dry-run] [--json]';
 const operator: Caller = { name: 'operator' };
@@ -28,14 +28,41 @@ function readArguments() {
   }
 }
 
+interface DryRun extends RunProgress {
+  readonly sample: { readonly values: number; readonly failed: number };
+  readonly predicted: { readonly seconds: number; readonly valuesPerSecond: number; readonly walBytes: number };
+  readonly basis: 'measured' | 'assumed';
+  readonly warnings: readonly string[];
+  readonly nextRotationAt?: string;
+}
+
+const count = (n: number) => n.toLocaleString('en-US');
+
+function describeDryRun({
+  family,
+  version,
+  columns,
+  sample,
+  predicted,
+  basis,
+  warnings,
+  nextRotationAt,
+}: DryRun): string {
+  const { seconds, valuesPerSecond, walBytes } = predicted;
+  const from = basis === 'measured' ? 'as earlier runs took' : 'no run has been measured yet, so this is a guess';
+  return [
+    `A rotation of ${family} would make version ${version} and re-encrypt:`,
+    ...columns.map(({ table, column, total }) => `  ${table}.${column}: ${count(total)} values`),
+    `Tried ${count(sample.values)} of them: ${count(sample.values - sample.failed)} open.`,
+    `About ${formatSeconds(seconds)} at ${count(valuesPerSecond)} values/s, ${count(Math.round(walBytes / 2 ** 20))} MiB of log (${from}).`,
+    ...warnings.map((warning) => `Mind: ${warning}`),
+    nextRotationAt === undefined ? 'It has no schedule.' : `By schedule it rotates on ${nextRotationAt.slice(0, 10)}.`,
+  ].join('\n');
+}
+
 function describe(answer: RunProgress, dryRun: boolean): string {
-  const family = answer.family ?? '';
-  if (!dryRun)
-    return `Rotation ${answer.id} of ${family} to version ${answer.version} has started. Follow it: npm run status`;
-  const columns = answer.columns.map(
-    ({ table, column, total }) => `  ${table}.${column}: ${total.toLocaleString('en-US')} values`,
-  );
-  return [`A rotation of ${family} would make version ${answer.version} and re-encrypt:`, ...columns].join('\n');
+  if (dryRun) return describeDryRun(answer as DryRun);
+  return `Rotation ${answer.id} of ${answer.family} to version ${answer.version} has started. Follow it: npm run status`;
 }
 
 await run(async () => {

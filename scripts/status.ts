@@ -1,6 +1,6 @@
 /** npm run status [-- --json]: the state of every key family, what is rotating, and what comes next. */
 import { parseArgs } from 'node:util';
-import { describeRun, type RunProgress } from './progress.ts';
+import { describeOutcome, describeRun, type RunProgress } from './progress.ts';
 import { getService, mustBeOk, openApi, run, type Caller } from './support.ts';
 
 const operator: Caller = { name: 'operator' };
@@ -22,8 +22,13 @@ function nameVersion(version: string): string {
 
 function describeFamily(family: Family): string[] {
   const versions = family.versions.map(({ version, state }) => `v${version} ${state}`).join(', ');
+  const values = family.census.flatMap(({ versions: counts }) => Object.entries(counts));
+  const due = values.reduce((n, [version, count]) => (Number(version) >= 0 ? n + count : n), 0);
+  const newest = Math.max(0, ...family.versions.map(({ version }) => version));
   const next =
-    family.nextRotationAt === undefined ? 'no schedule' : `next rotation ${family.nextRotationAt.slice(0, 10)}`;
+    family.nextRotationAt === undefined
+      ? 'no schedule'
+      : `next rotation ${family.nextRotationAt.slice(0, 10)}: would make v${newest + 1} and re-encrypt ${format(due)} values`;
   const lines = [`${family.family.padEnd(10)} ${versions} · ${next}`];
   for (const { table, column, versions: counts } of family.census) {
     const text = Object.entries(counts).map(([version, n]) => `${nameVersion(version)}: ${format(n)}`);
@@ -33,13 +38,13 @@ function describeFamily(family: Family): string[] {
 }
 
 function describeRuns(runs: readonly RunProgress[]): string[] {
-  const unfinished = runs.filter((each) => each.phase !== 'done');
+  const unfinished = runs.filter(({ phase }) => phase !== 'done' && phase !== 'cancelled');
   if (unfinished.length === 0) {
     const last = runs[0];
     return [
       last === undefined
         ? 'Nothing was rotated yet.'
-        : `Nothing is rotating. The last ${last.kind} ended ${last.doneAt}.`,
+        : `Nothing is rotating. The last ${last.kind} ended ${last.doneAt}. ${describeOutcome(last) ?? ''}`.trim(),
     ];
   }
   return unfinished.flatMap((each) => {

@@ -53,6 +53,25 @@ const environment = z.object({
 
 type Environment = z.infer<typeof environment>;
 
+const targetPattern = /^TARGET_([A-Z][A-Z0-9_]{0,31})_URL$/;
+
+/** The databases of TARGET_<NAME>_URL by their names in the policy, which are the lower-case ones. */
+function readTargets(set: Readonly<Record<string, string | undefined>>): {
+  readonly targets: ReadonlyMap<string, string>;
+  readonly problems: readonly string[];
+} {
+  const found = Object.entries(set).flatMap(([variable, url = '']) => {
+    const name = targetPattern.exec(variable)?.[1];
+    return name === undefined ? [] : [{ variable, name: name.toLowerCase(), url }];
+  });
+  return {
+    targets: new Map(found.map(({ name, url }) => [name, url])),
+    problems: found.flatMap(({ variable, url }) =>
+      postgresUrl.safeParse(url).success ? [] : [`${variable}: must be a postgresql:// URL`],
+    ),
+  };
+}
+
 export interface Config {
   readonly port: number;
   readonly host: string;
@@ -72,6 +91,8 @@ export interface Config {
   readonly databaseUrl?: string;
   /** Runs the migrations; the service's own URL where absent. */
   readonly databaseOwnerUrl?: string;
+  /** Customers' databases of their own, by the name that the policy has for them. */
+  readonly targets: ReadonlyMap<string, string>;
   readonly tls?: { readonly certFile: string; readonly keyFile: string };
   readonly logLevel: string;
   readonly production: boolean;
@@ -166,9 +187,11 @@ function readVault(env: Environment): VaultSettings | undefined {
 export function readConfig(variables: NodeJS.ProcessEnv): Config {
   const set = Object.fromEntries(Object.entries(variables).filter(([, value]) => value !== ''));
   const parsed = environment.safeParse(set);
+  const { targets, problems: targetProblems } = readTargets(set);
   const problems = parsed.success
     ? listRefusals(parsed.data)
     : parsed.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`);
+  problems.push(...targetProblems);
   if (!parsed.success || problems.length > 0) {
     throw new StartupError(`The environment is not usable: ${problems.join('; ')}.`);
   }
@@ -181,6 +204,7 @@ export function readConfig(variables: NodeJS.ProcessEnv): Config {
     metricsHost: env.METRICS_HOST,
     role: env.ROLE,
     transitMount: env.VAULT_TRANSIT_MOUNT,
+    targets,
     home: resolve(env.FIELDKEEP_HOME),
     policyFile: resolve(env.FIELDKEEP_POLICY),
     logLevel: env.LOG_LEVEL,

@@ -135,7 +135,7 @@ export async function migrate(ownerUrl: string, serviceRole: string, log: (line:
     await runner({
       dbClient: client,
       dir: migrationsFolder,
-      ignorePattern: '(\\..*|grants\\.sql)',
+      ignorePattern: '(\\..*|grants\\.sql|target\\.sql)',
       direction: 'up',
       schema: 'public',
       migrationsSchema: 'fieldkeep',

@@ -20,7 +20,7 @@ import { describeError, StartupError } from './errors.ts';
 import { createApp } from './http/app.ts';
 import { createAuthenticator } from './http/authenticate.ts';
 import type { Edge } from './http/exchange.ts';
-import { createMetrics, exposeFigures, listenInside, type Metrics } from './http/metrics.ts';
+import { createMetrics, exposeFigures, exposeSamples, listenInside, type Metrics } from './http/metrics.ts';
 import { newRequestId } from './http/request-id.ts';
 import { createHttpsServer, drain } from './http/server.ts';
 import { migrateQueues, openBoss } from './jobs/queues.ts';
@@ -33,6 +33,7 @@ import { auditFamily } from './keys/version.ts';
 import { bindOperations } from './operations/all.ts';
 import { refuse } from './operations/perform.ts';
 import { readPolicy, watchPolicy } from './policy-watch.ts';
+import { readFigures, rotationFigures } from './rotation/figures.ts';
 import { adoptPolicy, examine, openService, type Service } from './service.ts';
 
 const requestDeadlineMs = 10_000;
@@ -169,6 +170,7 @@ async function startInside(service: Service, metrics: Metrics, config: Config, u
     ...(isVault && { vault_up: keeper.state().problem === undefined ? 1 : 0 }),
     key_unwraps_total: keyring.unwraps,
   }));
+  exposeSamples(metrics, 'rotations', rotationFigures, () => readFigures(service.pool, keyring.state));
   const { metricsPort: port, metricsHost: host } = config;
   const server = await listenInside({ registry: metrics.registry, health: () => examine(service), port, host });
   undo.push(() => void server.close());
@@ -244,7 +246,7 @@ async function start(undo: Undo[]): Promise<void> {
   const { role, families } = config;
   const keeper = await openRootKeys(config, home, log);
   const { rootKeys } = keeper;
-  const parts = { databaseUrl: database.url, rootKeys, policy, log, role };
+  const parts = { databaseUrl: database.url, targets: config.targets, rootKeys, policy, log, role };
   const service = await openService({ ...parts, ...(families !== undefined && { families }) });
   undo.push(() => service.close());
   undo.push(watchRights(config, keeper, service));

@@ -18,6 +18,7 @@ import { raiseEpoch, type KeyName } from './keys/store.ts';
 import { watchKeyState } from './keys/watch.ts';
 import type { Policy } from './policy/policy.ts';
 import { loadCatalog, type Catalog } from './rotation/catalog.ts';
+import { openTargets, type Targets } from './rotation/targets.ts';
 
 export interface Service {
   /** This process, in heartbeats, leases and the audit stream. */
@@ -25,8 +26,8 @@ export interface Service {
   readonly log: Logger;
   /** Short statements of requests and timers. */
   readonly pool: Pool;
-  /** The customer's tables. Sees every row or none, and waits for no lock longer than half a second. */
-  readonly targetPool: Pool;
+  /** The databases of the customer's tables. */
+  readonly targets: Targets;
   readonly rootKeys: RootKeys;
   /** How the keeper of root keys is. */
   readonly keeper: KeeperWatch;
@@ -56,6 +57,8 @@ export interface ServiceOptions {
   readonly rootKeys: RootKeys;
   readonly policy: Policy;
   readonly log: Logger;
+  /** The customer's databases of their own, by the name that the policy has for them. */
+  readonly targets?: ReadonlyMap<string, string>;
   /** `api` makes no keys and asks a worker for them; the others may. */
   readonly role?: 'api' | 'worker' | 'all';
   /** The classes that this process serves, where not all. */
@@ -74,12 +77,7 @@ export async function openService(options: ServiceOptions): Promise<Service> {
   const instanceId = randomUUID();
   const warn = (what: string) => (error: unknown) => log.warn({ error: describeError(error) }, what);
   const pool = openPool(databaseUrl, { max: 10, name: 'api' });
-  const targetPool = openPool(databaseUrl, {
-    max: 6,
-    name: 'worker',
-    statementTimeoutMs: 300_000, // a census of a large table without a version index
-    settings: { row_security: 'off', lock_timeout: '500ms' },
-  });
+  const targets = openTargets(databaseUrl, options.targets);
   const keyring = await Keyring.open({
     ...{ pool, rootKeys, makes, onError: warn('A data key could not be refreshed.') },
     ...(families !== undefined && { families }),
@@ -113,14 +111,14 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     instanceId,
     log,
     pool,
-    targetPool,
+    targets,
     rootKeys,
     keeper,
     keyring,
     audit,
     sequencer,
     policy,
-    catalog: await loadCatalog(targetPool, policy.columns),
+    catalog: await loadCatalog(targets, policy.columns),
     wake: () => undefined,
     draining: false,
     async close() {
@@ -132,7 +130,7 @@ export async function openService(options: ServiceOptions): Promise<Service> {
       await audit.close();
       await sequencer.stop();
       keyring.close();
-      await targetPool.end();
+      await targets.close();
       await pool.end();
       rootKeys.close();
     },
@@ -170,7 +168,7 @@ async function keepFamilies(service: Service): Promise<() => void> {
 function keepCatalog(service: Service, onError: (error: unknown) => void): () => void {
   const look = async () => {
     const { policy } = service;
-    const catalog = await loadCatalog(service.targetPool, policy.columns);
+    const catalog = await loadCatalog(service.targets, policy.columns);
     if (service.policy === policy) service.catalog = catalog;
   };
   const timer = setInterval(() => void look().catch(onError), catalogEveryMs);
@@ -183,7 +181,7 @@ function keepCatalog(service: Service, onError: (error: unknown) => void): () =>
  * right that was taken away must go while that is away, too; the keys of a new class come when it is back.
  */
 export async function adoptPolicy(service: Service, policy: Policy): Promise<void> {
-  const catalog = await loadCatalog(service.targetPool, policy.columns);
+  const catalog = await loadCatalog(service.targets, policy.columns);
   service.policy = policy;
   service.catalog = catalog;
   await transaction(service.pool, raiseEpoch);

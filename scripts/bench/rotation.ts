@@ -48,17 +48,16 @@ async function rawPass(service: Service, version: number): Promise<Timed> {
   for (let after: Key | undefined; ;) {
     const request = {
       columns: ['ssn', 'ssn_eq'],
-      column: 'ssn',
-      version,
+      stale: [{ column: 'ssn', versions: [version] }],
       rowsMax: batchRows,
       ...(after !== undefined && { after }),
     };
-    const batch = await readBatch(service.targetPool, table, request);
+    const batch = await readBatch(service.targets.find(undefined)!, table, request);
     if (batch.length === 0) break;
     after = batch.at(-1)!.key;
     const changes = batch.map((row) => ({ ...row, next: [`${row.values[0]!.slice(0, -2)}AA`, row.values[1]!] }));
     const sent = performance.now();
-    rows += (await writeBatch(service.targetPool, table, ['ssn', 'ssn_eq'], changes, true)).length;
+    rows += (await writeBatch(service.targets.find(undefined)!, table, ['ssn', 'ssn_eq'], changes, true)).length;
     updating += performance.now() - sent;
   }
   void started;

@@ -64,6 +64,45 @@ export function exposeFigures({ registry }: Metrics, read: () => Readonly<Record
   all();
 }
 
+/** A figure with labels from closed lists: names of the policy, phases. */
+export interface Sample {
+  readonly name: string;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly value: number;
+}
+
+/**
+ * Shows gauges that are read from the database at every scrape; `help` names each of them. While it cannot be read they
+ * are absent, and `fieldkeep_<what>_known` is 0.
+ */
+export function exposeSamples(
+  { registry }: Metrics,
+  what: string,
+  help: Readonly<Record<string, { readonly text: string; readonly labels: readonly string[] }>>,
+  read: () => Promise<readonly Sample[]>,
+): void {
+  const gauges = new Map(
+    Object.entries(help).map(([name, { text, labels }]) => [
+      name,
+      new Gauge({ name: `fieldkeep_${name}`, help: text, labelNames: [...labels], registers: [registry] }),
+    ]),
+  );
+  const known = new Gauge({
+    name: `fieldkeep_${what}_known`,
+    help: `1 when the ${what} could be read at this scrape.`,
+    registers: [registry],
+    async collect() {
+      for (const gauge of gauges.values()) gauge.reset();
+      try {
+        for (const { name, labels, value } of await read()) gauges.get(name)?.set(labels, value);
+        known.set(1);
+      } catch {
+        known.set(0);
+      }
+    },
+  });
+}
+
 export interface InternalPort {
   readonly registry: Registry;
   readonly health: () => Promise<Health>;

@@ -159,19 +159,53 @@ const columnProgress = z.object({
   left: z.int(),
   failed: z.int(),
 });
+const prediction = z.object({
+  madeAt: time,
+  values: z.int(),
+  seconds: z.number(),
+  valuesPerSecond: z.number(),
+  walBytes: z.int(),
+});
 const rotation = z.object({
   id: z.string().optional().meta({ description: 'Absent in the answer to a dry run.' }),
   kind: z.enum(['rotation', 'adoption']).optional(),
   family: z.string().optional().meta({ description: 'Absent for an adoption, which may span families.' }),
   version: version.optional(),
-  phase: z.enum(['dry-run', 'pending', 'active', 're-encrypting', 'verifying', 'blocked', 'done']),
+  phase: z.enum([
+    'dry-run',
+    'pending',
+    'active',
+    're-encrypting',
+    'verifying',
+    'blocked',
+    'paused',
+    'done',
+    'cancelled',
+  ]),
   columns: z.array(columnProgress),
+  compromised: z.literal(true).optional().meta({ description: 'An emergency: neither rate nor hours hold.' }),
   rowsPerSecond: z.number().optional(),
   etaSeconds: z.number().optional(),
   waitingFor: z.string().optional(),
+  throttle: z.string().optional().meta({ description: 'What slows it down now.' }),
   blocked: z.string().optional().meta({ description: 'What a person has to do.' }),
+  cancelled: z.string().optional().meta({ description: 'Why it ended without being done.' }),
   retrying: z.string().optional(),
+  waived: z.int().optional().meta({ description: 'Values that were given up by approval.' }),
   pass: z.int().optional(),
+  predicted: prediction
+    .optional()
+    .meta({ description: 'What the last dry run before it said; of a dry run: what it says.' }),
+  actual: z
+    .object({ values: z.int(), seconds: z.number(), walBytes: z.int().optional() })
+    .optional()
+    .meta({ description: 'What became of it. walBytes counts what everybody wrote meanwhile.' }),
+  sample: z
+    .object({ values: z.int(), failed: z.int() })
+    .optional()
+    .meta({ description: 'Of a dry run: values tried.' }),
+  basis: z.enum(['measured', 'assumed']).optional(),
+  warnings: z.array(z.string()).optional().meta({ description: 'What will make it slow or stand in its way.' }),
   reason: z.string().optional(),
   requestedBy: z.string().optional(),
   createdAt: time.optional(),

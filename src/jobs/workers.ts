@@ -6,7 +6,7 @@
 import { CronTime } from 'cron';
 import type { PgBoss } from 'pg-boss';
 import { describeError } from '../errors.ts';
-import { advance, startAdoption, startDue, type DriverShop } from '../rotation/run.ts';
+import { advance, listWorkable, startAdoption, startDue, type DriverShop } from '../rotation/run.ts';
 import { workRange } from '../rotation/range.ts';
 import { LeaseLost, listFreeRanges, releaseForgotten, setRangeError } from '../rotation/range-store.ts';
 import { listUnfinished } from '../rotation/store.ts';
@@ -14,6 +14,10 @@ import { rangeQueue, type RangeJob } from './queues.ts';
 
 const everyTwoSeconds = '*/2 * * * * *';
 const pollSeconds = 0.5;
+/** Ranges that one process works on at the same time; how many of a run all may, the policy says. */
+const rangesAtOnce = 4;
+/** Of a run, waiting in the queue. */
+const rangesSentMax = 32;
 /** Looking for plaintext without an index reads the whole table. */
 const unindexedLookMs = 300_000;
 
@@ -49,7 +53,7 @@ export async function startWorkers(
   async function sendRanges(): Promise<void> {
     const { pool, instanceId } = shop();
     await releaseForgotten(pool, instanceId, [...working]);
-    for (const rangeId of await listFreeRanges(pool)) {
+    for (const rangeId of await listFreeRanges(pool, await listWorkable(shop()), rangesSentMax)) {
       await boss.send(rangeQueue, { rangeId } satisfies RangeJob, { singletonKey: rangeId });
     }
   }
@@ -85,7 +89,7 @@ export async function startWorkers(
 
   await boss.work<RangeJob>(
     rangeQueue,
-    { pollingIntervalSeconds: pollSeconds, heartbeatRefreshSeconds: 3 },
+    { pollingIntervalSeconds: pollSeconds, heartbeatRefreshSeconds: 3, localConcurrency: rangesAtOnce },
     async (jobs) => {
       for (const job of jobs) {
         const { rangeId } = job.data;

@@ -111,7 +111,11 @@ function checkRow({ policy, service }: Work, className: string, place: Place): v
   if (place.row === undefined) return;
   if (place.row === '' && policy.classes.get(className)?.bind === 'row') throw emptyRow(className);
   const column = findColumn(policy, place.table, place.column);
-  const types = column === undefined ? undefined : service.catalog.keyTypes(place.table);
+  const types = column === undefined ? undefined : service.catalog.keyTypes.get(place.table);
+  if (types === undefined && column?.database !== undefined) {
+    // An envelope for a row that is spelled otherwise would not re-encrypt: rather none than that one.
+    throw new FieldkeepError('database_unavailable', `The key of table ${place.table} has not been seen yet.`);
+  }
   if (types === undefined || isCanonicalRow(types, place.row)) return;
   throw new FieldkeepError(
     'request_invalid',

@@ -4,6 +4,7 @@ import type { KeyFamily } from '../keys/version.ts';
 import { listLastUses } from '../keys/store.ts';
 import type { Question } from '../policy/access.ts';
 import { countVersions, type ColumnCensus } from '../rotation/census.ts';
+import { databaseOf } from '../rotation/targets.ts';
 import type { Service } from '../service.ts';
 import { performCall } from './call.ts';
 import type { Operation } from './perform.ts';
@@ -24,7 +25,7 @@ async function takeCensus(service: Service, family: string): Promise<ColumnCensu
   const census: ColumnCensus[] = [];
   for (const column of service.policy.columns.filter((each) => each.class === family)) {
     const table = service.catalog.tables.get(column.address);
-    if (table !== undefined) census.push(await countVersions(service.targetPool, table, column.column));
+    if (table !== undefined) census.push(await countVersions(databaseOf(service, table), table, column.column));
   }
   return census;
 }

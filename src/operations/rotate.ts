@@ -5,9 +5,8 @@
 import { createHash, randomUUID } from 'node:crypto';
 import { canonicalJson } from '../crypto/canonical.ts';
 import { FieldkeepError } from '../errors.ts';
-import { nextRotation } from '../policy/schedule.ts';
-import { countVersions } from '../rotation/census.ts';
 import { viewRun } from '../rotation/progress.ts';
+import { rehearse } from '../rotation/rehearsal.ts';
 import { nextVersion } from '../rotation/run.ts';
 import { findRun, findUnfinished, insertRun, type Run } from '../rotation/store.ts';
 import type { Service } from '../service.ts';
@@ -21,23 +20,16 @@ interface RotateBody {
   readonly dryRun?: boolean;
 }
 
-async function rehearse(service: Service, family: string): Promise<Computed> {
-  const columns = [];
-  for (const column of service.policy.columns.filter((each) => each.class === family)) {
-    const table = service.catalog.tables.get(column.address);
-    if (table === undefined) continue;
-    const { counts } = await countVersions(service.targetPool, table, column.column);
-    const total = [...counts].reduce((sum, [version, n]) => (version > 0 || column.adopt ? sum + n : sum), 0);
-    columns.push({ table: column.address, column: column.column, total, done: 0, left: total, failed: 0 });
-  }
-  const nextRotationAt = nextRotation(new Date(), service.policy.classes.get(family)!.rotateEvery);
+async function describeRehearsal(service: Service, family: string): Promise<Computed> {
+  const { columns, ...told } = await rehearse(service, family);
   const body = {
     family,
     version: nextVersion(service, family),
     phase: 'dry-run',
     dryRun: true,
-    columns,
-    nextRotationAt,
+    columns: columns.map((column) => ({ ...column, done: 0, left: column.total, failed: 0 })),
+    ...told,
+    nextRotationAt: service.keyring.state.families.get(family)?.nextRotationAt,
   };
   return { status: 200, body };
 }
@@ -92,7 +84,7 @@ export const rotate: Operation = async (service, call) => {
     async () => {
       if (!service.policy.classes.has(family))
         throw new FieldkeepError('class_unknown', 'There is no class of this name.');
-      if (body.dryRun === true) return await rehearse(service, family);
+      if (body.dryRun === true) return await describeRehearsal(service, family);
       const known = await findAnswer(service.pool, keyed);
       if (known === undefined) return await begin(service, keyed, family, body);
       const run = await findRun(service.pool, (known.body as { id: string }).id);

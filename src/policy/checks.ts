@@ -151,7 +151,6 @@ function checkColumns(file: PolicyFile, add: Add): void {
     const fieldClass = findClass(file, column.class);
     if (fieldClass === undefined) add(`${at}.class`, `there is no class ${column.class}`);
     if (column.column.includes(':')) add(`${at}.column`, 'a registered name has no colon');
-    if (column.database !== undefined) add(`${at}.database`, 'targets of their own are not part of this release');
     if (column.from !== undefined) add(`${at}.from`, 'a separate source column is not part of this release');
     claim(address, column.column, `${at}.column`);
     const shape = JSON.stringify([column.key, column.tenant]);

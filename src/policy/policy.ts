@@ -7,6 +7,7 @@ import { compileAccess, type AccessTable } from './compile.ts';
 import { checkPolicy } from './checks.ts';
 import type { FieldClass } from './field-class.ts';
 import { parentOf, scanJson } from './json.ts';
+import { toLimits } from './limits.ts';
 import { joinPath, toShapeProblems, wording, type Problem } from './problems.ts';
 import { salvage } from './salvage.ts';
 import { policySchema, type Approval, type Issuer, type PolicyFile } from './schema.ts';
@@ -104,8 +105,14 @@ function parseFile(text: string): PolicyFile {
 }
 
 function toClass(name: string, entry: PolicyFile['classes'][string]): FieldClass {
-  const { normalise, edges, ...rest } = entry;
-  return { name, ...rest, ...(normalise !== undefined && { normalise }), ...(edges !== undefined && { edges }) };
+  const { normalise, edges, rotation, ...rest } = entry;
+  return {
+    name,
+    ...rest,
+    ...(normalise !== undefined && { normalise }),
+    ...(edges !== undefined && { edges }),
+    rotation: toLimits(rotation),
+  };
 }
 
 function toColumn(entry: PolicyFile['columns'][number]): RegisteredColumn {

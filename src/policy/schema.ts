@@ -4,7 +4,7 @@
  * together.
  */
 import { z } from 'zod';
-import { durationPattern } from './schedule.ts';
+import { durationPattern, isTimeZone } from './schedule.ts';
 
 export const views = ['full', 'last4', 'bucket', 'masked', 'exists'] as const;
 
@@ -66,6 +66,42 @@ const remoteIssuer = z.strictObject({
   ...issuerClaims,
 });
 
+const clock = z.string().regex(/^(?:[01]\d|2[0-3]):[0-5]\d$/, 'must be a time of day, such as "22:30"');
+const rotationLimits = z
+  .strictObject({
+    concurrency: z
+      .int()
+      .min(1)
+      .max(16)
+      .optional()
+      .describe('Key ranges worked on at the same time, over all workers; 1 where absent.'),
+    rowsPerSecondMax: z
+      .int()
+      .min(1)
+      .optional()
+      .describe('Over all workers; as fast as the batches allow where absent.'),
+    batchMsMax: z
+      .int()
+      .min(5)
+      .max(10_000)
+      .optional()
+      .describe('How long one UPDATE should take at most: batches grow and shrink by it. 100 where absent.'),
+    lagMibMax: z
+      .int()
+      .min(1)
+      .optional()
+      .describe('MiB that a replica of the target may be behind before the job rests. 64 where absent.'),
+    hours: z
+      .strictObject({
+        from: clock,
+        to: clock.describe('Before "from": the next day.'),
+        zone: z.string().refine(isTimeZone, 'must be a time zone, such as "Europe/Berlin"'),
+      })
+      .optional()
+      .describe('When rows are re-encrypted. Keys rotate at any time.'),
+  })
+  .describe('How gently rows are re-encrypted. An emergency rotation knows neither rate nor hours.');
+
 const fieldClass = z.strictObject({
   bind: z
     .enum(['row', 'column'])
@@ -92,6 +128,7 @@ const fieldClass = z.strictObject({
     .min(1)
     .optional()
     .describe('Where buckets begin, ascending, as texts. With the view bucket only.'),
+  rotation: rotationLimits.optional(),
 });
 
 const conditions = z

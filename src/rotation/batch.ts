@@ -37,45 +37,79 @@ function keyTuple(table: TableShape, alias: string): string {
   return `(${table.key.map(({ name }) => `${alias}.${q(name)}`).join(', ')})`;
 }
 
-function boundTuple(table: TableShape, first: number): string {
-  return `(${table.key.map(({ type }, i) => `$${first + i}::${type}`).join(', ')})`;
+/** A column, and the versions of it that are to be brought up to date. */
+export interface Stale {
+  readonly column: string;
+  readonly versions: readonly number[];
 }
 
 export interface ReadRequest {
   /** Columns to read, index columns included. */
   readonly columns: readonly string[];
-  /** Rows in which this column … */
-  readonly column: string;
-  /** … is of this version, */
-  readonly version: number;
+  /** Rows in which one of these is so; one column and one version are found through its version index. Absent: any. */
+  readonly stale?: readonly Stale[];
+  /** Among these rows, */
+  readonly rows?: readonly Key[];
   /** whose key is greater than `after` and not greater than `upper`. */
   readonly after?: Key;
   readonly upper?: Key;
   readonly rowsMax: number;
 }
 
+/** Collects the values of a statement. Answers each one's placeholder. */
+class Parameters {
+  readonly values: unknown[] = [];
+  add(value: unknown, type: string): string {
+    return `$${this.values.push(value)}::${type}`;
+  }
+}
+
+function staleCondition(stale: readonly Stale[], parameters: Parameters): string {
+  const version = (column: string) => `fieldkeep.fe_version(t.${q(column)})`;
+  // Equality, not `= any`: only then does the index also give the order of the key.
+  if (stale.length === 1 && stale[0]!.versions.length === 1) {
+    return `${version(stale[0]!.column)} = ${parameters.add(stale[0]!.versions[0], 'int')}`;
+  }
+  const each = ({ column, versions }: Stale) => `${version(column)} = any (${parameters.add(versions, 'int[]')})`;
+  return stale.length === 0 ? 'false' : `(${stale.map(each).join(' or ')})`;
+}
+
+function keyOrder(table: TableShape): string {
+  return table.key.map(({ name }) => `t.${q(name)}`).join(', ');
+}
+
+function conditionsOf(table: TableShape, request: Omit<ReadRequest, 'columns' | 'rowsMax'>, parameters: Parameters) {
+  const { stale, rows, after, upper } = request;
+  const bound = (key: Key) => `(${key.map((part, i) => parameters.add(part, table.key[i]!.type)).join(', ')})`;
+  const conditions: string[] = [];
+  if (stale !== undefined) conditions.push(staleCondition(stale, parameters));
+  if (after !== undefined) conditions.push(`${keyTuple(table, 't')} > ${bound(after)}`);
+  if (upper !== undefined) conditions.push(`${keyTuple(table, 't')} <= ${bound(upper)}`);
+  if (rows !== undefined) {
+    const parts = table.key.map(({ type }, i) =>
+      parameters.add(
+        rows.map((key) => key[i]),
+        `${type}[]`,
+      ),
+    );
+    conditions.push(`${keyTuple(table, 't')} in (select * from unnest(${parts.join(', ')}))`);
+  }
+  return conditions.length === 0 ? '' : `where ${conditions.join(' and ')}`;
+}
+
 /** Rows in key order; an empty answer is the end. */
 export async function readBatch(db: Queryable, table: TableShape, request: ReadRequest): Promise<Row[]> {
-  const { columns, after, upper } = request;
-  const values: unknown[] = [request.version, request.rowsMax];
-  const bounds = [
-    ...(after === undefined
-      ? []
-      : [`${keyTuple(table, 't')} > ${boundTuple(table, values.push(...after) - after.length + 1)}`]),
-    ...(upper === undefined
-      ? []
-      : [`${keyTuple(table, 't')} <= ${boundTuple(table, values.push(...upper) - upper.length + 1)}`]),
-  ];
+  const parameters = new Parameters();
+  const where = conditionsOf(table, request, parameters);
   const texts = [
     ...table.key.map(({ name }) => `t.${q(name)}::text`),
     'column' in table.tenant ? `t.${q(table.tenant.column)}::text` : 'null',
-    ...columns.map((column) => `t.${q(column)}::text`),
+    ...request.columns.map((column) => `t.${q(column)}::text`),
   ];
   const { rows } = await db.query<(string | null)[]>({
-    text: `select ${texts.join(', ')} from ${tableName(table)} t
-           where fieldkeep.fe_version(t.${q(request.column)}) = $1 ${bounds.map((bound) => `and ${bound}`).join(' ')}
-           order by ${table.key.map(({ name }) => `t.${q(name)}`).join(', ')} limit $2`,
-    values,
+    text: `select ${texts.join(', ')} from ${tableName(table)} t ${where}
+           order by ${keyOrder(table)} limit ${parameters.add(request.rowsMax, 'int')}`,
+    values: parameters.values,
     rowMode: 'array',
   });
   const keys = table.key.length;
@@ -84,6 +118,24 @@ export async function readBatch(db: Queryable, table: TableShape, request: ReadR
     tenant: 'value' in table.tenant ? table.tenant.value : row[keys]!,
     values: row.slice(keys + 1),
   }));
+}
+
+/** The key `rows` places after `after` (or from the start), among the stale rows; undefined when there are not that many. */
+export async function keyAfter(
+  db: Queryable,
+  table: TableShape,
+  rows: number,
+  among: { readonly stale?: readonly Stale[]; readonly after?: Key },
+): Promise<Key | undefined> {
+  const parameters = new Parameters();
+  const where = conditionsOf(table, among, parameters);
+  const found = await db.query<string[]>({
+    text: `select ${table.key.map(({ name }) => `t.${q(name)}::text`).join(', ')} from ${tableName(table)} t
+           ${where} order by ${keyOrder(table)} offset ${parameters.add(rows - 1, 'int')} limit 1`,
+    values: parameters.values,
+    rowMode: 'array',
+  });
+  return found.rows[0];
 }
 
 /**
@@ -132,22 +184,4 @@ export async function writeBatch(
   ];
   const { rows } = await db.query<string[]>({ text: updateSql(table, columns, skipLocked), values, rowMode: 'array' });
   return rows.map((row) => row.slice(0, table.key.length));
-}
-
-/** The key `rows` places after `after` (or from the start), or undefined when there are not that many. */
-export async function keyAfter(
-  db: Queryable,
-  table: TableShape,
-  after: Key | undefined,
-  rows: number,
-): Promise<Key | undefined> {
-  const order = table.key.map(({ name }) => `t.${q(name)}`).join(', ');
-  const where = after === undefined ? '' : `where ${keyTuple(table, 't')} > ${boundTuple(table, 2)}`;
-  const found = await db.query<string[]>({
-    text: `select ${table.key.map(({ name }) => `t.${q(name)}::text`).join(', ')} from ${tableName(table)} t
-           ${where} order by ${order} offset $1 limit 1`,
-    values: [rows - 1, ...(after ?? [])],
-    rowMode: 'array',
-  });
-  return found.rows[0];
 }

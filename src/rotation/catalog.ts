@@ -5,8 +5,10 @@
  * A row's name is its key as Postgres spells it: one column's text, or the RFC 8785 array of several.
  */
 import { canonicalJson } from '../crypto/canonical.ts';
-import type { Queryable } from '../db.ts';
+import { isUnavailable, quoteIdentifier, type Queryable } from '../db.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
+import { inspectTable, listKeyTypes, upsertKeyTypes } from './catalog-store.ts';
+import { variableOf, type Targets } from './targets.ts';
 
 export interface KeyColumn {
   readonly name: string;
@@ -17,21 +19,30 @@ export interface KeyColumn {
 /** A registered table as the engine needs it. */
 export interface TableShape {
   readonly address: string;
+  /** The target it is in; absent in Fieldkeep's own database. */
+  readonly database?: string;
   readonly schema: string;
   readonly name: string;
   readonly key: readonly KeyColumn[];
   readonly tenant: RegisteredColumn['tenant'];
   readonly columns: readonly RegisteredColumn[];
-  /** Registered columns with an index on their version, key following. */
+  /** Registered columns with an index on their version, the key following. */
   readonly indexed: ReadonlySet<string>;
+}
+
+/** The statement that makes the version index a column lacks. */
+export function indexSql({ schema, name, key }: TableShape, column: string): string {
+  const q = quoteIdentifier;
+  const parts = [`fieldkeep.fe_version(${q(column)})`, ...key.map((each) => q(each.name))];
+  return `create index concurrently on ${q(schema)}.${q(name)} (${parts.join(', ')});`;
 }
 
 export interface Catalog {
   readonly tables: ReadonlyMap<string, TableShape>;
   /** Why a registered table cannot be worked on, by address, in a sentence. */
   readonly problems: ReadonlyMap<string, string>;
-  /** Types of the key of a registered table that exists. */
-  keyTypes(address: string): readonly string[] | undefined;
+  /** Types of the key of a registered table, by address: as it is, or as it was when somebody could look at it. */
+  readonly keyTypes: ReadonlyMap<string, readonly string[]>;
 }
 
 const integerTypes = new Set(['smallint', 'integer', 'bigint']);
@@ -59,92 +70,92 @@ export function isCanonicalRow(types: readonly string[], row: string): boolean {
   return texts.every((text, i) => isCanonicalPart(types[i]!, text));
 }
 
+/** The texts of a key from the row's name; undefined when it is not a name of a row of this table. */
+export function parseRow({ key }: Pick<TableShape, 'key'>, row: string): string[] | undefined {
+  const types = key.map(({ type }) => type);
+  if (!isCanonicalRow(types, row)) return undefined;
+  return types.length === 1 ? [row] : (JSON.parse(row) as string[]);
+}
+
 /** The name of a row from the texts of its key. */
 export function formatRow(key: readonly string[]): string {
   return key.length === 1 ? key[0]! : canonicalJson(key);
 }
 
-interface Attribute {
-  readonly name: string;
-  readonly type: string;
-}
-
-async function listAttributes(db: Queryable, schema: string, name: string): Promise<Attribute[]> {
-  const { rows } = await db.query<Attribute>(
-    `select a.attname as name, case t.oid when 'varchar'::regtype then 'character varying'
-            else format_type(t.oid, null) end as type
-     from pg_attribute a join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace
-     join pg_type t on t.oid = a.atttypid
-     where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p') and a.attnum > 0 and not a.attisdropped`,
-    [schema, name],
-  );
-  return rows;
-}
-
-/** Whether a valid unique index without predicate covers exactly these columns, all NOT NULL. */
-async function hasUniqueKey(db: Queryable, schema: string, name: string, key: readonly string[]): Promise<boolean> {
-  const { rows } = await db.query<{ found: boolean }>(
-    `select exists (
-       select from pg_index x
-       join pg_class c on c.oid = x.indrelid join pg_namespace n on n.oid = c.relnamespace
-       where n.nspname = $1 and c.relname = $2 and x.indisunique and x.indisvalid and x.indpred is null
-         and (select array_agg(a.attname::text order by a.attname::text) from pg_attribute a
-              where a.attrelid = c.oid and a.attnum = any (x.indkey[0 : x.indnkeyatts - 1]) and a.attnotnull)
-           = (select array_agg(k order by k) from unnest($3::text[]) k)
-         and x.indnkeyatts = cardinality($3::text[])) as found`,
-    [schema, name, key],
-  );
-  return rows[0]!.found;
-}
-
-/** Columns that an index starts with the fe_version of. */
-async function listVersionIndexed(db: Queryable, schema: string, name: string): Promise<string[]> {
-  const { rows } = await db.query<{ definition: string }>(
-    `select pg_get_indexdef(x.indexrelid, 1, true) as definition from pg_index x
-     join pg_class c on c.oid = x.indrelid join pg_namespace n on n.oid = c.relnamespace
-     where n.nspname = $1 and c.relname = $2 and x.indisvalid and x.indpred is null`,
-    [schema, name],
-  );
-  return rows.flatMap(({ definition }) => {
-    const match = /^fieldkeep\.fe_version\(\(?"?([^")]+)"?\)?(?:::text)?\)$/.exec(definition);
-    return match === null ? [] : [match[1]!];
-  });
-}
-
+/** What is wrong with a table for our purposes, in a sentence, or its shape. */
 async function describeTable(db: Queryable, columns: readonly RegisteredColumn[]): Promise<TableShape | string> {
-  const { address, schema, name, key, tenant } = columns[0]!;
-  const attributes = new Map((await listAttributes(db, schema, name)).map((each) => [each.name, each.type]));
-  if (attributes.size === 0) return `Table ${address} is registered and does not exist (or is not visible to us).`;
-  const used = [...key, ...('column' in tenant ? [tenant.column] : [])];
-  used.push(...columns.flatMap((column) => [column.column, ...column.index.map((index) => index.column)]));
-  const missing = used.filter((column) => !attributes.has(column));
+  const { address, database, schema, name, key, tenant } = columns[0]!;
+  const seen = await inspectTable(db, schema, name, key);
+  if (!seen.prepared) {
+    return `The database of table ${address} lacks the function fieldkeep.fe_version: its owner runs migrations/target.sql there.`;
+  }
+  if (seen.attributes.size === 0) return `Table ${address} is registered and does not exist (or is not visible to us).`;
+  const target = columns.flatMap((column) => [column.column, ...column.index.map((index) => index.column)]);
+  const read = [...key, ...('column' in tenant ? [tenant.column] : []), ...target];
+  const missing = read.filter((column) => !seen.attributes.has(column));
   if (missing.length > 0) return `Table ${address} has no column ${missing.join(', ')}.`;
-  const types = key.map((column) => ({ name: column, type: attributes.get(column)! }));
+  const at = (column: string) => seen.attributes.get(column)!;
+  const hidden = read.filter((column) => !at(column).readable);
+  if (hidden.length > 0) return `The role of the worker may not read column ${hidden.join(', ')} of table ${address}.`;
+  const fixed = target.filter((column) => !at(column).writable);
+  if (fixed.length > 0) return `The role of the worker may not update column ${fixed.join(', ')} of table ${address}.`;
+  const types = key.map((column) => ({ name: column, type: at(column).type }));
   const bad = types.find(({ type }) => !integerTypes.has(type) && !textTypes.has(type) && type !== 'uuid');
   if (bad !== undefined)
     return `Column ${bad.name} of table ${address} is of type ${bad.type}; keys are integers, uuids or texts.`;
-  const target = columns.flatMap((column) => [column.column, ...column.index.map((index) => index.column)]);
-  const short = target.find((column) => !textTypes.has(attributes.get(column)!));
+  const short = target.find((column) => !textTypes.has(at(column).type));
   if (short !== undefined)
     return `Column ${short} of table ${address} must be of a text type to hold envelopes or tokens.`;
-  if (!(await hasUniqueKey(db, schema, name, key))) {
-    return `The key of table ${address} needs a unique index on exactly its columns, all NOT NULL.`;
-  }
-  const indexed = new Set(await listVersionIndexed(db, schema, name));
-  return { address, schema, name, key: types, tenant, columns, indexed };
+  if (!seen.unique) return `The key of table ${address} needs a unique index on exactly its columns, all NOT NULL.`;
+  const indexed = new Set(target.filter((column) => seen.versionIndexed.has(column)));
+  return { address, schema, name, key: types, tenant, columns, indexed, ...(database !== undefined && { database }) };
 }
 
-/** Looks every registered table up. Errors: those of the database; a table that will not do is a problem, not an error. */
-export async function loadCatalog(db: Queryable, registered: readonly RegisteredColumn[]): Promise<Catalog> {
+/** Of a table in a target: its shape, or a sentence also when the target cannot be asked. Own tables: errors are thrown. */
+async function lookAt(targets: Targets, columns: readonly RegisteredColumn[]): Promise<TableShape | string> {
+  const { address, database } = columns[0]!;
+  const db = targets.find(database);
+  if (db === undefined) {
+    return `Target ${database} of table ${address} is not connected to this process: set ${variableOf(database!)}.`;
+  }
+  try {
+    return await describeTable(db, columns);
+  } catch (error) {
+    if (database === undefined || !isUnavailable(error)) throw error;
+    return `Target ${database} of table ${address} cannot be reached.`;
+  }
+}
+
+/**
+ * Key types of tables in targets are remembered in our own database: a process that faces agents need not be connected to
+ * the customer's, and one that is must not forget them while it is away.
+ */
+async function rememberKeyTypes(own: Queryable, tables: ReadonlyMap<string, TableShape>, asked: readonly string[]) {
+  const keyTypes = new Map<string, readonly string[]>();
+  for (const [address, { database, key }] of tables) {
+    const types = key.map(({ type }) => type);
+    keyTypes.set(address, types);
+    if (database !== undefined) await upsertKeyTypes(own, address, types);
+  }
+  const unseen = asked.filter((address) => !keyTypes.has(address));
+  if (unseen.length > 0) for (const [address, types] of await listKeyTypes(own, unseen)) keyTypes.set(address, types);
+  return keyTypes;
+}
+
+/** Looks every registered table up. Errors: those of our own database; a table that will not do is a problem, not an error. */
+export async function loadCatalog(targets: Targets, registered: readonly RegisteredColumn[]): Promise<Catalog> {
   const tables = new Map<string, TableShape>();
   const problems = new Map<string, string>();
   for (const address of new Set(registered.map((column) => column.address))) {
-    const found = await describeTable(
-      db,
+    const found = await lookAt(
+      targets,
       registered.filter((column) => column.address === address),
     );
     if (typeof found === 'string') problems.set(address, found);
     else tables.set(address, found);
   }
-  return { tables, problems, keyTypes: (address) => tables.get(address)?.key.map(({ type }) => type) };
+  const inTargets = [
+    ...new Set(registered.flatMap(({ database, address }) => (database === undefined ? [] : [address]))),
+  ];
+  return { tables, problems, keyTypes: await rememberKeyTypes(targets.find(undefined)!, tables, inTargets) };
 }

@@ -18,8 +18,10 @@ import { raiseEpoch, setDestroyed } from '../keys/store.ts';
 import type { KeyFamily, KeyVersion } from '../keys/version.ts';
 import { loadCatalog } from './catalog.ts';
 import { countVersions, waitOutWriters } from './census.ts';
-import { appendAlways, type Workshop } from './range.ts';
+import { appendAlways } from './entries.ts';
+import type { Workshop } from './scan.ts';
 import { findUnfinished } from './store.ts';
+import { databaseOf } from './targets.ts';
 
 const waitOutMaxMs = 10_000;
 
@@ -31,7 +33,7 @@ export interface Destruction {
   readonly reason: string;
 }
 
-type DestroyShop = Pick<Workshop, 'pool' | 'targetPool' | 'keyring' | 'audit' | 'policy'> & {
+type DestroyShop = Pick<Workshop, 'pool' | 'targets' | 'keyring' | 'audit' | 'policy'> & {
   readonly rootKeys: RootKeys;
 };
 
@@ -63,14 +65,15 @@ function findFloor(family: KeyFamily, version: KeyVersion): number {
 /** Errors: `conflict` naming the first column that holds the version, or cannot be counted. */
 async function mustBeUnused(shop: DestroyShop, { family, version }: Destruction): Promise<void> {
   const columns = shop.policy.columns.filter((column) => column.class === family);
-  const catalog = await loadCatalog(shop.targetPool, columns);
+  const catalog = await loadCatalog(shop.targets, columns);
   for (const { address, column } of columns) {
     const table = catalog.tables.get(address);
     if (table === undefined) throw conflict(catalog.problems.get(address) ?? `Table ${address} cannot be counted.`);
-    if (!(await waitOutWriters(shop.targetPool, table, waitOutMaxMs))) {
+    const db = databaseOf(shop, table);
+    if (!(await waitOutWriters(db, table, waitOutMaxMs))) {
       throw conflict(`A transaction that writes to ${address} is open: it may hold a value of version ${version}.`);
     }
-    const { counts } = await countVersions(shop.targetPool, table, column);
+    const { counts } = await countVersions(db, table, column);
     const held = counts.get(version) ?? 0;
     if (held > 0) throw conflict(`Column ${column} of ${address} holds ${held} values of version ${version}.`);
     const malformed = counts.get(-1) ?? 0;

@@ -17,7 +17,8 @@ export async function insertFailures(
   await tx.query(
     `insert into fieldkeep.rotation_failures (rotation, "table", "column", row, code, pass)
      select $1, $2, u.c, u.r, u.e, $6 from unnest($3::text[], $4::text[], $5::text[]) as u(c, r, e)
-     on conflict (rotation, "table", "column", row) do update set code = excluded.code, pass = excluded.pass`,
+     on conflict (rotation, "table", "column", row) do update set code = excluded.code, pass = excluded.pass,
+       waived_at = case when rotation_failures.code = excluded.code then rotation_failures.waived_at end`,
     [
       range.run,
       range.table,
@@ -27,6 +28,45 @@ export async function insertFailures(
       range.pass,
     ],
   );
+}
+
+/** Forgets what is to be tried again: all but the rows that were given up. */
+export async function deleteFailures(tx: Client, run: string): Promise<void> {
+  await tx.query('delete from fieldkeep.rotation_failures where rotation = $1 and waived_at is null', [run]);
+}
+
+export interface FailedRows {
+  readonly table: string;
+  readonly column: string;
+  readonly rows: readonly string[];
+}
+
+/** Rows that were given up, by table and column. */
+export async function listWaived(db: Queryable, run: string): Promise<FailedRows[]> {
+  const { rows } = await db.query<FailedRows & { rows: string[] }>(
+    `select "table", "column", array_agg(row) as rows from fieldkeep.rotation_failures
+     where rotation = $1 and waived_at is not null group by 1, 2`,
+    [run],
+  );
+  return rows;
+}
+
+/** Forgets the rows of listRetryable, which are about to be tried: those that fail again are noted again. */
+export async function deleteRetryable(tx: Client, run: string): Promise<void> {
+  await tx.query(
+    `delete from fieldkeep.rotation_failures where rotation = $1 and waived_at is null and code <> 'envelope_malformed'`,
+    [run],
+  );
+}
+
+/** Rows that may open when they are tried once more, by table. What is no envelope stays none. */
+export async function listRetryable(db: Queryable, run: string): Promise<{ table: string; rows: string[] }[]> {
+  const { rows } = await db.query<{ table: string; rows: string[] }>(
+    `select "table", array_agg(distinct row) as rows from fieldkeep.rotation_failures
+     where rotation = $1 and waived_at is null and code <> 'envelope_malformed' group by 1 order by 1`,
+    [run],
+  );
+  return rows;
 }
 
 export interface StoredFailure extends Failure {

@@ -1,51 +1,42 @@
 /**
- * A pass over the tables of a run: planned as key ranges, and verified once they are worked through. Verifying ends in one
- * of three ways:
+ * A pass over the tables of a run: planned as ranges, and verified once they are worked through. Verifying ends in one of
+ * four ways:
  *
- *     something is left         → another pass
- *     it cannot be proven       → blocked, with what a person has to do: rows that do not open, a missing table, values of
- *                                 a version that is not known
- *     every column counted: 0   → done
+ *     rows failed, and were not tried twice   → those rows once more
+ *     something else is left                  → another pass
+ *     it cannot be proven                     → blocked, with what a person has to do: rows that do not open, a missing
+ *                                               table, values of a version that is not known
+ *     every column counted: nothing left but rows that were given up by approval   → done
  */
 import { randomUUID } from 'node:crypto';
-import { formatEntry } from '../audit/entry.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
-import { keyAfter, type Key } from './batch.ts';
-import type { TableShape } from './catalog.ts';
+import { keyAfter, readBatch, type Key, type Stale } from './batch.ts';
+import { parseRow, type TableShape } from './catalog.ts';
 import { countVersion, findVersionBounds, hasVersion, waitOutWriters } from './census.ts';
-import { columnsOf, staleVersions } from './plan.ts';
-import { appendAlways, type Workshop } from './range.ts';
-import { insertPass, type RangeSpec } from './range-store.ts';
+import { appendAlways, phaseLine } from './entries.ts';
+import { listRetryable, listWaived } from './failure-store.ts';
+import { columnsOf, limitsOf, staleVersions } from './plan.ts';
+import { insertPass, insertRetry, type RangeSpec } from './range-store.ts';
+import { versionOf } from './renew.ts';
+import type { Workshop } from './scan.ts';
 import { setBlocked, setDone, type Run } from './store.ts';
+import { databaseOf } from './targets.ts';
+import { measureWal, readWalPositions } from './wal.ts';
 
-const rangeRows = 50_000;
+const rangeRowsMin = 2_000;
+const rangeRowsMax = 50_000;
+/** Ranges for every one that is worked on at the same time: so that none is left alone with a long last one. */
+const rangesEach = 4;
+const namedRowsMax = 5_000;
 const waitOutMaxMs = 5_000;
 
-/** An entry of what the service does by itself, with the run as its purpose. */
-export function phaseLine(
-  run: Pick<Run, 'id' | 'kind' | 'family' | 'version'>,
-  phase: string,
-  count?: number,
-): { line: string } {
-  return {
-    line: formatEntry({
-      v: 1,
-      time: new Date().toISOString(),
-      requestId: randomUUID(),
-      action: run.kind === 'adoption' ? 'adopt' : 'rotate',
-      agent: 'fieldkeep-worker',
-      purpose: `${phase} of ${run.kind} ${run.id}`,
-      decision: 'allow',
-      outcome: phase === 'blocked' ? 'failed' : 'ok',
-      ...(run.family !== undefined && { class: run.family }),
-      ...(run.version !== undefined && { keyVersion: run.version }),
-      ...(count !== undefined && { count }),
-    }),
-  };
+interface RunTable {
+  readonly table: TableShape;
+  readonly columns: readonly RegisteredColumn[];
 }
 
 /** The tables of a run, each with the columns that are brought up to date. */
-function listTables(shop: Workshop, run: Run): { table: TableShape; columns: RegisteredColumn[] }[] {
+export function listTables(shop: Pick<Workshop, 'policy' | 'catalog'>, run: Run): RunTable[] {
   const columns = columnsOf(shop.policy, run);
   return [...new Set(columns.map((column) => column.address))].flatMap((address) => {
     const table = shop.catalog.tables.get(address);
@@ -54,15 +45,53 @@ function listTables(shop: Workshop, run: Run): { table: TableShape; columns: Reg
 }
 
 /** The first registered table of the run that cannot be worked on, in a sentence. */
-function findProblem(shop: Workshop, run: Run): string | undefined {
+export function findProblem(shop: Pick<Workshop, 'policy' | 'catalog'>, run: Run): string | undefined {
   const addresses = new Set(columnsOf(shop.policy, run).map((column) => column.address));
   return [...addresses].map((address) => shop.catalog.problems.get(address)).find((problem) => problem !== undefined);
 }
 
-async function planRanges(shop: Workshop, table: TableShape): Promise<RangeSpec[]> {
+interface StaleCount {
+  readonly table: string;
+  readonly column: string;
+  readonly total: number;
+  /** The version that most of them are of. */
+  readonly version: number | undefined;
+}
+
+async function countStale(shop: Workshop, run: Run): Promise<StaleCount[]> {
+  const counts: StaleCount[] = [];
+  for (const { table, columns } of listTables(shop, run)) {
+    const db = databaseOf(shop, table);
+    for (const { column, ...rest } of columns) {
+      let [total, most, version] = [0, 0, undefined as number | undefined];
+      for (const each of staleVersions(shop.keyring.state, { column, ...rest }, run.kind)) {
+        const n = await countVersion(db, table, column, each);
+        total += n;
+        if (n > most) [most, version] = [n, each];
+      }
+      counts.push({ table: table.address, column, total, version });
+    }
+  }
+  return counts;
+}
+
+const sum = (counts: readonly { total: number }[]) => counts.reduce((n, { total }) => n + total, 0);
+
+/**
+ * Cuts a table into ranges of about as many old rows each. Where every column has its version index, the cuts are found
+ * among the rows of the column with most to do; elsewhere along the whole key.
+ */
+async function planRanges(shop: Workshop, run: Run, { table, columns }: RunTable, counts: readonly StaleCount[]) {
+  const most = counts.reduce((one, other) => (other.total > one.total ? other : one));
+  const { concurrency } = limitsOf(shop.policy, run, columns);
+  const even = Math.ceil(most.total / (rangesEach * concurrency));
+  const rows = Math.max(rangeRowsMin, Math.min(rangeRowsMax, even));
+  const isIndexed = counts.every(({ column, total }) => total === 0 || table.indexed.has(column));
+  const stale: Stale[] = [{ column: most.column, versions: most.version === undefined ? [] : [most.version] }];
   const ranges: RangeSpec[] = [];
   for (let lower: Key | undefined; ;) {
-    const upper = await keyAfter(shop.targetPool, table, lower, rangeRows);
+    const among = { ...(isIndexed && { stale }), ...(lower !== undefined && { after: lower }) };
+    const upper = await keyAfter(databaseOf(shop, table), table, rows, among);
     const bounds = { ...(lower !== undefined && { lower }), ...(upper !== undefined && { upper }) };
     ranges.push({ id: randomUUID(), table: table.address, ...bounds });
     if (upper === undefined) return ranges; // the last range is open: rows that come later are in it
@@ -70,42 +99,46 @@ async function planRanges(shop: Workshop, table: TableShape): Promise<RangeSpec[
   }
 }
 
-async function countStale(shop: Workshop, run: Run): Promise<{ table: string; column: string; total: number }[]> {
-  const counts: { table: string; column: string; total: number }[] = [];
-  for (const { table, columns } of listTables(shop, run)) {
-    for (const column of columns) {
-      let total = 0;
-      for (const version of staleVersions(shop.keyring.state, column, run.kind)) {
-        total += await countVersion(shop.targetPool, table, column.column, version);
-      }
-      counts.push({ table: table.address, column: column.column, total });
-    }
+function nameRows(table: string, rows: readonly string[], rank: number): RangeSpec[] {
+  const specs: RangeSpec[] = [];
+  for (let from = 0; from < rows.length; from += namedRowsMax) {
+    specs.push({ id: randomUUID(), table, rows: rows.slice(from, from + namedRowsMax), rank });
   }
-  return counts;
+  return specs;
 }
 
+/** Ranges for everything that is old; answers without one when nothing is. */
 export async function planPass(shop: Workshop, run: Run): Promise<void> {
   const totals = await countStale(shop, run);
-  const work = new Set(totals.filter(({ total }) => total > 0).map(({ table }) => table));
   const ranges: RangeSpec[] = [];
-  for (const { table } of listTables(shop, run)) {
-    if (work.has(table.address)) ranges.push(...(await planRanges(shop, table)));
+  for (const each of listTables(shop, run)) {
+    const counts = totals.filter(({ table }) => table === each.table.address);
+    if (sum(counts) > 0) ranges.push(...(await planRanges(shop, run, each, counts)));
   }
-  const count = totals.reduce((sum, { total }) => sum + total, 0);
-  await appendAlways(shop, [phaseLine(run, `pass ${run.pass + 1}`, count)], (tx) =>
-    insertPass(tx, run.id, run.pass + 1, ranges, totals),
+  const walFrom = await readWalPositions(shop, listTables(shop, run));
+  await appendAlways(shop, [phaseLine(run, `re-encrypting, pass ${run.pass + 1},`, sum(totals))], (tx) =>
+    insertPass(tx, run.id, run.pass + 1, ranges, totals, walFrom),
   );
 }
 
-async function block(shop: Workshop, run: Run, sentence: string): Promise<void> {
+/** Tries the rows that failed in this pass once more. */
+async function retryFailed(shop: Workshop, run: Run): Promise<void> {
+  const ranges = (await listRetryable(shop.pool, run.id)).flatMap(({ table, rows }) => nameRows(table, rows, 1));
+  await appendAlways(shop, [phaseLine(run, `pass ${run.pass}, rows that failed once more,`, run.failed)], (tx) =>
+    insertRetry(tx, run.id, run.pass, ranges),
+  );
+}
+
+export async function block(shop: Workshop, run: Run, sentence: string): Promise<void> {
   await appendAlways(shop, [phaseLine(run, 'blocked', run.failed)], (tx) => setBlocked(tx, run.id, sentence));
 }
 
 /** What stands in a column and is no work for us, yet may be somebody's value, in a sentence. */
 async function findForeign(shop: Workshop, table: TableShape, column: RegisteredColumn): Promise<string | undefined> {
+  const db = databaseOf(shop, table);
   const place = `${table.address}.${column.column}`;
   const mend = 'Restore or clear it; it goes on by itself.';
-  const bounds = await findVersionBounds(shop.targetPool, table, column.column);
+  const bounds = await findVersionBounds(db, table, column.column);
   if (bounds === undefined) return undefined;
   if (bounds.lowest < 0) return `${place} holds text that begins like an envelope and is none. ${mend}`;
   await shop.keyring.refresh(); // after the count: whatever may rightly stand there is known now
@@ -115,7 +148,7 @@ async function findForeign(shop: Workshop, table: TableShape, column: Registered
   const gone = Array.from({ length: active }, (_, i) => i + 1).filter(isGone);
   if (bounds.highest > active) gone.push(bounds.highest);
   for (const version of gone) {
-    if (!(await hasVersion(shop.targetPool, table, column.column, version))) continue;
+    if (!(await hasVersion(db, table, column.column, version))) continue;
     return `${place} holds an envelope of version ${version}, which family ${column.class} does not have. ${mend}`;
   }
   return undefined;
@@ -134,22 +167,44 @@ async function findObstacle(shop: Workshop, run: Run): Promise<string | undefine
   return undefined;
 }
 
-/** Counts after everybody who was writing has ended. Zero, no failures and every table counted: done. */
+/** How many of the values that were given up still stand there as they did: old, and not open. */
+async function countWaived(shop: Workshop, run: Run): Promise<number> {
+  let standing = 0;
+  for (const { table: address, column: name, rows } of await listWaived(shop.pool, run.id)) {
+    const table = shop.catalog.tables.get(address);
+    const column = columnsOf(shop.policy, run).find((each) => each.address === address && each.column === name);
+    if (table === undefined || column === undefined) continue;
+    const keys = rows.flatMap((row) => [parseRow(table, row)].filter((key) => key !== undefined));
+    const request = { columns: [name], rows: keys, rowsMax: keys.length };
+    const stale = staleVersions(shop.keyring.state, column, run.kind);
+    for (const { values } of await readBatch(databaseOf(shop, table), table, request)) {
+      if (typeof values[0] === 'string' && stale.includes(versionOf(values[0]))) standing += 1;
+    }
+  }
+  return standing;
+}
+
+function describeFailures(run: Run): string {
+  const count = run.failed - run.waived;
+  const rows = count === 1 ? 'One value does' : `${count} values do`;
+  return (
+    `${rows} not open or cannot be stored: GET /v1/rotations/${run.id}/failures names them. Restore or clear them and ` +
+    `resume (it also looks again by itself), or give them up: POST /v1/rotations/${run.id}/failures/waive, which needs approval.`
+  );
+}
+
+/** Counts after everybody who was writing has ended. Nothing left, no failures and every table counted: done. */
 export async function verify(shop: Workshop, run: Run): Promise<void> {
+  if (run.failed > run.waived && run.retriedPass < run.pass) return await retryFailed(shop, run);
   for (const { table } of listTables(shop, run)) {
-    if (!(await waitOutWriters(shop.targetPool, table, waitOutMaxMs))) return; // somebody still writes: next time
+    if (!(await waitOutWriters(databaseOf(shop, table), table, waitOutMaxMs))) return; // somebody still writes: next time
   }
-  const stale = (await countStale(shop, run)).reduce((sum, { total }) => sum + total, 0);
-  if (stale > run.failed) return await planPass(shop, run);
-  if (run.failed > 0) {
-    const rows = run.failed === 1 ? 'One value does' : `${run.failed} values do`;
-    return await block(
-      shop,
-      run,
-      `${rows} not open: GET /v1/rotations/${run.id}/failures names them. Restore or clear them; it goes on by itself.`,
-    );
-  }
+  const stale = sum(await countStale(shop, run));
+  await appendAlways(shop, [phaseLine(run, 'verifying', stale)]);
+  if (stale > run.failed - run.waived + (await countWaived(shop, run))) return await planPass(shop, run);
+  if (run.failed > run.waived) return await block(shop, run, describeFailures(run));
   const obstacle = await findObstacle(shop, run);
   if (obstacle !== undefined) return await block(shop, run, obstacle);
-  await appendAlways(shop, [phaseLine(run, 'end')], (tx) => setDone(tx, run.id, run.pass));
+  const walBytes = await measureWal(shop, run);
+  await appendAlways(shop, [phaseLine(run, 'end')], (tx) => setDone(tx, run.id, run.pass, walBytes));
 }

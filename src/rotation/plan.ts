@@ -3,8 +3,10 @@
  *
  *     pending → active → re-encrypting → verifying → done
  *                                      ↘ blocked (rows that do not open; says what to do)
+ *     paused, cancelled: by a person, from any of them
  */
 import type { KeyFamily, KeyState } from '../keys/version.ts';
+import { joinLimits, liftLimits, type RotationLimits } from '../policy/limits.ts';
 import type { Policy, RegisteredColumn } from '../policy/policy.ts';
 
 /**
@@ -16,7 +18,7 @@ export const searchTokenTtlMs = 10_000;
 /** An answer leaves at most 5 s after its entry; a census before that could miss an envelope that is on its way. */
 export const handOverMs = 6_000;
 
-export type Phase = 'pending' | 'active' | 're-encrypting' | 'verifying' | 'blocked' | 'done';
+export type Phase = 'pending' | 'active' | 're-encrypting' | 'verifying' | 'blocked' | 'paused' | 'done' | 'cancelled';
 
 export interface RunState {
   readonly kind: 'rotation' | 'adoption';
@@ -24,20 +26,34 @@ export interface RunState {
   readonly plannedAt?: Date;
   readonly unfinishedRanges: number;
   readonly blocked?: string;
+  readonly pausedAt?: Date;
   readonly doneAt?: Date;
+  readonly cancelled?: string;
 }
 
 export function phaseOf(run: RunState): Phase {
-  if (run.doneAt !== undefined) return 'done';
+  if (run.doneAt !== undefined) return run.cancelled === undefined ? 'done' : 'cancelled';
+  if (run.pausedAt !== undefined) return 'paused';
+  if (run.blocked !== undefined) return 'blocked';
   if (run.kind === 'rotation' && run.activatedAt === undefined) return 'pending';
   if (run.plannedAt === undefined) return 'active';
-  if (run.unfinishedRanges > 0) return 're-encrypting';
-  return run.blocked === undefined ? 'verifying' : 'blocked';
+  return run.unfinishedRanges > 0 ? 're-encrypting' : 'verifying';
 }
 
 /** The registered columns that a run brings up to date. */
 export function columnsOf(policy: Policy, run: { kind: 'rotation' | 'adoption'; family?: string }): RegisteredColumn[] {
   return policy.columns.filter((column) => (run.kind === 'adoption' ? column.adopt : column.class === run.family));
+}
+
+/** How gently the columns are worked on: as the strictest of their classes says, or as an emergency needs it. */
+export function limitsOf(
+  policy: Policy,
+  run: { readonly compromised: boolean },
+  columns: readonly RegisteredColumn[],
+): RotationLimits {
+  const names = [...new Set(columns.map((column) => column.class))];
+  const limits = joinLimits(names.flatMap((name) => policy.classes.get(name)?.rotation ?? []));
+  return run.compromised ? liftLimits(limits) : limits;
 }
 
 /** Versions of a column that are to be brought up to the active one, 0 (plaintext) where that is adopted. */

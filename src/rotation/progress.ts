@@ -1,8 +1,8 @@
-/** How far a run is, as the API and the commands show it. */
+/** How far a run is, as the API, the commands and the metrics show it. */
 import type { Queryable } from '../db.ts';
 import { searchTokenTtlMs } from './plan.ts';
 import { findRangeError, listProgress, type ColumnProgress } from './range-store.ts';
-import type { Run } from './store.ts';
+import { present, type Prediction, type Run } from './store.ts';
 
 export interface RunView {
   readonly id: string;
@@ -11,26 +11,47 @@ export interface RunView {
   readonly version?: number;
   readonly phase: string;
   readonly columns: readonly (ColumnProgress & { readonly left: number })[];
+  readonly compromised?: true;
   readonly rowsPerSecond?: number;
   readonly etaSeconds?: number;
   readonly waitingFor?: string;
+  /** What slows it down, in words. */
+  readonly throttle?: string;
+  /** What a person has to do. */
   readonly blocked?: string;
+  readonly cancelled?: string;
   /** What failed last and is being tried again. */
   readonly retrying?: string;
+  readonly waived?: number;
   readonly pass: number;
   readonly reason?: string;
   readonly requestedBy: string;
   readonly createdAt: Date;
   readonly activatedAt?: Date;
   readonly doneAt?: Date;
+  /** What the last rehearsal before it said. */
+  readonly predicted?: Prediction;
+  /** What became of it; once it is done. `walBytes`: everybody's writing included. */
+  readonly actual?: { readonly values: number; readonly seconds: number; readonly walBytes?: number };
 }
 
 function waitingFor(run: Run): string | undefined {
   if (run.phase === 'pending') return 'every instance to hold the new key';
-  if (run.phase === 'active' && run.blocked !== undefined) return run.blocked;
+  if (run.phase === 'paused') return 'somebody to resume it';
   if (run.phase !== 'active' || run.pendingAt === undefined) return undefined;
   const ms = searchTokenTtlMs - (run.now.getTime() - run.pendingAt.getTime());
   return ms > 0 ? `search tokens of the old version to expire, ${Math.ceil(ms / 1000)} s` : undefined;
+}
+
+function secondsBetween(from: Date | undefined, to: Date): number {
+  return from === undefined ? 0 : (to.getTime() - from.getTime()) / 1000;
+}
+
+function actualOf(run: Run, values: number): RunView['actual'] {
+  if (run.phase !== 'done') return undefined;
+  const { walBytes } = run;
+  const seconds = Math.round(secondsBetween(run.activatedAt ?? run.createdAt, run.doneAt!));
+  return { values, seconds, ...(walBytes !== undefined && { walBytes }) };
 }
 
 export async function viewRun(db: Queryable, run: Run): Promise<RunView> {
@@ -43,10 +64,10 @@ export async function viewRun(db: Queryable, run: Run): Promise<RunView> {
   }));
   const done = columns.reduce((sum, column) => sum + column.done, 0);
   const left = columns.reduce((sum, column) => sum + column.left, 0);
-  const end = run.doneAt ?? run.now;
-  const seconds = run.plannedAt === undefined ? 0 : (end.getTime() - run.plannedAt.getTime()) / 1000;
-  const rate = seconds > 0 && done > 0 ? done / seconds : undefined;
-  const waiting = waitingFor(run);
+  const working = run.phase === 're-encrypting';
+  // Before the rate is known, the average since the first pass was planned stands for it.
+  const seconds = secondsBetween(run.plannedAt, run.now);
+  const rate = working ? (run.rate ?? (seconds > 0 && done > 0 ? done / seconds : undefined)) : undefined;
   const error = run.unfinishedRanges > 0 ? await findRangeError(db, run.id) : undefined;
   return {
     id: run.id,
@@ -56,15 +77,23 @@ export async function viewRun(db: Queryable, run: Run): Promise<RunView> {
     pass: run.pass,
     requestedBy: run.requestedBy,
     createdAt: run.createdAt,
-    ...(run.family !== undefined && { family: run.family }),
-    ...(run.version !== undefined && { version: run.version }),
-    ...(run.phase === 're-encrypting' && rate !== undefined && { rowsPerSecond: Math.round(rate) }),
-    ...(run.phase === 're-encrypting' && rate !== undefined && { etaSeconds: Math.ceil(left / rate) }),
-    ...(waiting !== undefined && { waitingFor: waiting }),
-    ...(error !== undefined && { retrying: `a range of ${error.table} failed with ${error.error}` }),
-    ...(run.blocked !== undefined && run.phase !== 'done' && { blocked: run.blocked }),
-    ...(run.reason !== undefined && { reason: run.reason }),
-    ...(run.activatedAt !== undefined && { activatedAt: run.activatedAt }),
-    ...(run.doneAt !== undefined && { doneAt: run.doneAt }),
+    ...present({
+      family: run.family,
+      version: run.version,
+      compromised: run.compromised ? (true as const) : undefined,
+      rowsPerSecond: rate === undefined ? undefined : Math.round(rate),
+      etaSeconds: rate === undefined || rate === 0 ? undefined : Math.ceil(left / rate),
+      waitingFor: waitingFor(run),
+      throttle: working ? run.throttle : undefined,
+      retrying: error && `a range of ${error.table} failed with ${error.error}`,
+      blocked: run.phase === 'blocked' ? run.blocked : undefined,
+      cancelled: run.cancelled,
+      waived: run.waived === 0 ? undefined : run.waived,
+      reason: run.reason,
+      activatedAt: run.activatedAt,
+      doneAt: run.doneAt,
+      predicted: run.predicted,
+      actual: actualOf(run, done),
+    }),
   };
 }

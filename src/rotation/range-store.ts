@@ -1,14 +1,18 @@
 /** SQL of a pass: its ranges, who works on them, how far they got, and what is done of each column. */
-import type { Client, Queryable } from '../db.ts';
+import { transaction, type Client, type Pool, type Queryable } from '../db.ts';
 import type { Key } from './batch.ts';
-import { insertFailures, type Failure } from './failure-store.ts';
+import { deleteFailures, deleteRetryable, insertFailures, type Failure } from './failure-store.ts';
 import { overtaken, present } from './store.ts';
 
+/** A stretch of a table's key, open at both ends where a bound is absent; or rows by name, tried before (or after) all else. */
 export interface RangeSpec {
   readonly id: string;
   readonly table: string;
   readonly lower?: Key;
   readonly upper?: Key;
+  readonly rows?: readonly string[];
+  /** Ranges of a lower rank are finished first; 1 where absent. */
+  readonly rank?: number;
 }
 
 /**
@@ -21,14 +25,15 @@ export async function insertPass(
   pass: number,
   ranges: readonly RangeSpec[],
   totals: readonly { table: string; column: string; total: number }[],
+  walFrom: Readonly<Record<string, string>>,
 ): Promise<void> {
   const { rowCount } = await tx.query(
-    `update fieldkeep.rotations set pass = $2, planned_at = coalesce(planned_at, clock_timestamp()), blocked = null
+    `update fieldkeep.rotations set pass = $2, planned_at = coalesce(planned_at, clock_timestamp()), blocked = null, wal_from = coalesce(wal_from, $3)
      where id = $1 and pass = $2 - 1 and done_at is null`,
-    [run, pass],
+    [run, pass, JSON.stringify(walFrom)],
   );
   if (rowCount !== 1) throw overtaken(run);
-  await tx.query('delete from fieldkeep.rotation_failures where rotation = $1', [run]);
+  await deleteFailures(tx, run);
   for (const { table, column, total } of totals) {
     await tx.query(
       `insert into fieldkeep.rotation_columns (rotation, "table", "column", total) values ($1, $2, $3, $4)
@@ -36,12 +41,29 @@ export async function insertPass(
       [run, table, column, total],
     );
   }
-  for (const { id, table, lower, upper } of ranges) {
+  await insertRanges(tx, run, pass, ranges);
+}
+
+async function insertRanges(tx: Client, run: string, pass: number, ranges: readonly RangeSpec[]): Promise<void> {
+  for (const { id, table, lower, upper, rows, rank } of ranges) {
     await tx.query(
-      `insert into fieldkeep.rotation_ranges (id, rotation, pass, "table", lower, upper) values ($1, $2, $3, $4, $5, $6)`,
-      [id, run, pass, table, lower ?? null, upper ?? null],
+      `insert into fieldkeep.rotation_ranges (id, rotation, pass, "table", lower, upper, rows, rank)
+       values ($1, $2, $3, $4, $5, $6, $7, $8)`,
+      [id, run, pass, table, lower ?? null, upper ?? null, rows ?? null, rank ?? 1],
     );
   }
+}
+
+/** Has rows tried once more at the end of a pass, once. Errors: `conflict` when they have been. */
+export async function insertRetry(tx: Client, run: string, pass: number, ranges: readonly RangeSpec[]): Promise<void> {
+  const { rowCount } = await tx.query(
+    `update fieldkeep.rotations set retried_pass = $2
+     where id = $1 and pass = $2 and retried_pass < $2 and done_at is null`,
+    [run, pass],
+  );
+  if (rowCount !== 1) throw overtaken(run);
+  await deleteRetryable(tx, run);
+  await insertRanges(tx, run, pass, ranges);
 }
 
 export interface Range {
@@ -51,10 +73,16 @@ export interface Range {
   readonly table: string;
   readonly lower?: Key;
   readonly upper?: Key;
-  /** How far it got: in this step (a column and a version), up to this key. */
+  /** Instead of a stretch: these rows, by name. */
+  readonly rows?: readonly string[];
+  /** How far it got: in this step, up to this key (of named rows: how many). */
   readonly step?: string;
   readonly cursor?: Key;
 }
+
+/** Of the range `g`: a living instance works on it. */
+const isHeld = `g.holder is not null and exists
+  (select from fieldkeep.instances i where i.id = g.holder and i.heartbeat_at > now() - interval '10 s')`;
 
 interface RangeRow {
   id: string;
@@ -63,26 +91,60 @@ interface RangeRow {
   table: string;
   lower: string[] | null;
   upper: string[] | null;
+  rows: string[] | null;
   step: string | null;
   cursor: string[] | null;
 }
 
 /**
- * Takes an unfinished range under a new lease, unless a living instance holds it. What a former holder still sends
- * afterwards is refused, because its checkpoints name the old lease.
+ * Takes an unfinished range under a new lease, unless a living instance holds it or `concurrentMax` ranges of its run are
+ * worked on already. What a former holder still sends afterwards is refused, because its checkpoints name the old lease.
  */
-export async function claimRange(db: Queryable, id: string, lease: string, holder: string): Promise<Range | undefined> {
-  const { rows } = await db.query<RangeRow>(
-    `update fieldkeep.rotation_ranges g set lease = $2, holder = $3
-     where id = $1 and finished_at is null and (holder is null or not exists
-       (select from fieldkeep.instances i where i.id = g.holder and i.heartbeat_at > now() - interval '10 s'))
-     returning id, rotation as run, pass, "table", lower, upper, step, cursor`,
-    [id, lease, holder],
+export async function claimRange(
+  pool: Pool,
+  id: string,
+  lease: string,
+  holder: string,
+  concurrentMax = 1_000,
+): Promise<Range | undefined> {
+  return await transaction(pool, async (tx) => {
+    // One claim of a run at a time: two that count at once would both find room.
+    await tx.query(
+      `select pg_advisory_xact_lock(hashtextextended(rotation::text, 0)) from fieldkeep.rotation_ranges where id = $1`,
+      [id],
+    );
+    const { rows } = await tx.query<RangeRow>(
+      `update fieldkeep.rotation_ranges g set lease = $2, holder = $3
+       where id = $1 and finished_at is null and not (${isHeld}) and $4 > (
+         select count(*) from fieldkeep.rotation_ranges o join fieldkeep.instances i on i.id = o.holder
+         where o.rotation = g.rotation and o.finished_at is null and o.id <> g.id
+           and i.heartbeat_at > now() - interval '10 s')
+       returning id, rotation as run, pass, "table", lower, upper, rows, step, cursor`,
+      [id, lease, holder, concurrentMax],
+    );
+    const row = rows[0];
+    if (row === undefined) return undefined;
+    const { lower, upper, rows: named, step, cursor, ...rest } = row;
+    return { ...rest, ...present({ lower, upper, rows: named, step, cursor }) };
+  });
+}
+
+/** Tables with ranges that are not finished. */
+export async function listUnfinishedTables(db: Queryable, run: string): Promise<string[]> {
+  const { rows } = await db.query<{ table: string }>(
+    'select distinct "table" from fieldkeep.rotation_ranges where rotation = $1 and finished_at is null order by 1',
+    [run],
   );
-  const row = rows[0];
-  if (row === undefined) return undefined;
-  const { lower, upper, step, cursor, ...rest } = row;
-  return { ...rest, ...present({ lower, upper, step, cursor }) };
+  return rows.map((row) => row.table);
+}
+
+/** The run of an unfinished range. */
+export async function findRunOf(db: Queryable, range: string): Promise<string | undefined> {
+  const { rows } = await db.query<{ rotation: string }>(
+    'select rotation from fieldkeep.rotation_ranges where id = $1 and finished_at is null',
+    [range],
+  );
+  return rows[0]?.rotation;
 }
 
 /** Gives a range back, so that anybody can go on with it at once. */
@@ -99,12 +161,20 @@ export async function releaseForgotten(db: Queryable, holder: string, working: r
   );
 }
 
-/** Unfinished ranges that nobody alive works on. */
-export async function listFreeRanges(db: Queryable): Promise<string[]> {
+/**
+ * Unfinished ranges that nobody alive works on, of the named runs or of all, at most `limit` of each; of the lowest rank
+ * only that is not finished.
+ */
+export async function listFreeRanges(db: Queryable, runs?: readonly string[], limit = 500): Promise<string[]> {
   const { rows } = await db.query<{ id: string }>(
-    `select g.id from fieldkeep.rotation_ranges g where g.finished_at is null and (g.holder is null or not exists
-       (select from fieldkeep.instances i where i.id = g.holder and i.heartbeat_at > now() - interval '10 s'))
-     order by g.rotation, g."table", g.lower nulls first limit 500`,
+    `select id from (
+       select g.id, row_number() over (partition by g.rotation order by g.pass, g."table", g.lower nulls first) as n
+       from fieldkeep.rotation_ranges g
+       where g.finished_at is null and not (${isHeld}) and ($1::uuid[] is null or g.rotation = any ($1))
+         and g.rank = (select min(o.rank) from fieldkeep.rotation_ranges o
+                       where o.rotation = g.rotation and o.finished_at is null)) free
+     where n <= $2 order by n`,
+    [runs ?? null, limit],
   );
   return rows.map((row) => row.id);
 }
@@ -115,6 +185,12 @@ export interface Checkpoint {
   /** Values brought up to date since the last checkpoint, by column. */
   readonly done: ReadonlyMap<string, number>;
   readonly failures: readonly Failure[];
+  /** Spent in the UPDATEs that did it. */
+  readonly updateMs?: number;
+  /** Locks or timeouts were in the way. */
+  readonly contended?: boolean;
+  /** What slows the range down, in words. */
+  readonly throttle?: string;
 }
 
 /** Somebody else has the range now: whatever this process still does with it, it must not say so. */
@@ -132,13 +208,34 @@ export async function insertCheckpoint(tx: Client, range: Range, lease: string, 
     [range.id, lease, point.step, point.cursor],
   );
   if (rowCount !== 1) throw new LeaseLost();
+  let values = 0;
   for (const [column, done] of [...point.done].sort(([a], [b]) => (a < b ? -1 : 1))) {
+    values += done;
     await tx.query(
-      `update fieldkeep.rotation_columns set done = done + $4 where rotation = $1 and "table" = $2 and "column" = $3`,
-      [range.run, range.table, column, done],
+      `update fieldkeep.rotation_columns set done = done + $4, update_ms = update_ms + $5
+       where rotation = $1 and "table" = $2 and "column" = $3`,
+      [range.run, range.table, column, done, (point.updateMs ?? 0) / point.done.size],
     );
   }
+  const throttle = point.throttle ?? (point.contended === true ? 'locks of the application' : null);
+  await updateRate(tx, range.run, values, throttle);
   await insertFailures(tx, range, point.failures);
+}
+
+const rateSmoothedOverSeconds = 10;
+
+/** Smooths the run's rate; after a pause it starts anew. */
+async function updateRate(tx: Client, run: string, values: number, throttle: string | null): Promise<void> {
+  await tx.query(
+    `update fieldkeep.rotations r set throttle = $3, rate_at = clock_timestamp(),
+       rate = case when s.seconds is null or s.seconds > 30 then r.rate
+         else coalesce(r.rate, $2 / s.seconds) + (1 - exp(-s.seconds / $4)) * ($2 / s.seconds - coalesce(r.rate, $2 / s.seconds))
+         end
+     from (select greatest(extract(epoch from clock_timestamp() - rate_at), 0.001)::float8 as seconds
+           from fieldkeep.rotations where id = $1) s
+     where r.id = $1`,
+    [run, values, throttle, rateSmoothedOverSeconds],
+  );
 }
 
 /** Notes why an attempt at the range failed. */

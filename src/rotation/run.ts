@@ -21,31 +21,40 @@ import {
   setCompromised,
   setNextRotation,
 } from '../keys/store.ts';
+import { findClosed } from '../policy/limits.ts';
 import { nextRotation } from '../policy/schedule.ts';
 import { loadCatalog, type TableShape } from './catalog.ts';
 import { hasVersion } from './census.ts';
-import { phaseLine, planPass, verify } from './pass.ts';
-import { handOverMs, isSearchable, searchTokenTtlMs } from './plan.ts';
-import { appendAlways, type Workshop } from './range.ts';
+import { appendAlways, phaseLine } from './entries.ts';
+import { block, findProblem, listTables, planPass, verify } from './pass.ts';
+import { columnsOf, handOverMs, isSearchable, limitsOf, searchTokenTtlMs } from './plan.ts';
+import { listUnfinishedTables } from './range-store.ts';
+import type { Workshop } from './scan.ts';
 import {
   claimRun,
+  clearBlocked,
   findRun,
   insertRun,
   isAdopting,
   listDue,
+  listUnfinished,
   releaseRun,
   setActivated,
+  setBlocked,
   setPending,
+  setThrottle,
   type Run,
 } from './store.ts';
+import { databaseOf } from './targets.ts';
 
 export interface DriverShop extends Workshop {
   readonly rootKeys: RootKeys;
 }
 
 const claimMs = 60_000;
-/** A blocked run is looked at again this often: somebody may have mended the rows. */
+/** A blocked run is looked at again this often: somebody may have mended the rows. Without version indexes that costs more. */
 const lookAgainMs = 30_000;
+const lookAgainUnindexedMs = 300_000;
 const uniqueViolation = '23505';
 
 /** Rotates the root key and records v+1. A crash in between costs an unused root key version, nothing else. */
@@ -106,7 +115,26 @@ function msSince(run: Run, at: Date | undefined): number {
 
 /** With the tables as they are at this moment: a count must not overlook one that is gone. */
 async function lookAgain(shop: DriverShop): Promise<DriverShop> {
-  return { ...shop, catalog: await loadCatalog(shop.targetPool, shop.policy.columns) };
+  return { ...shop, catalog: await loadCatalog(shop.targets, shop.policy.columns) };
+}
+
+/** A run of which nothing is left but ranges of tables that cannot be worked on waits for a person. */
+async function checkTables(shop: DriverShop, run: Run): Promise<void> {
+  const left = await listUnfinishedTables(shop.pool, run.id);
+  if (left.length === 0 || left.some((address) => !shop.catalog.problems.has(address))) return;
+  const { catalog } = await lookAgain(shop);
+  const problem = catalog.problems.get(left[0]!);
+  if (problem !== undefined) await block(shop, run, `${problem} It goes on by itself when that is mended.`);
+}
+
+async function unblock(shop: DriverShop, run: Run): Promise<void> {
+  const tables = listTables(shop, run);
+  const isIndexed = tables.every(({ table, columns }) => columns.every(({ column }) => table.indexed.has(column)));
+  if (msSince(run, run.blockedAt) < (isIndexed ? lookAgainMs : lookAgainUnindexedMs)) return;
+  const now = await lookAgain(shop);
+  if (run.unfinishedRanges === 0) return await planPass(now, run);
+  if (findProblem(now, run) === undefined) return await clearBlocked(shop.pool, run.id);
+  await setBlocked(shop.pool, run.id, run.blocked!); // and is looked at again later
 }
 
 async function step(shop: DriverShop, run: Run): Promise<void> {
@@ -122,14 +150,15 @@ async function step(shop: DriverShop, run: Run): Promise<void> {
       return await planPass(await lookAgain(shop), run);
     }
     case 're-encrypting':
-      return; // the jobs do that
+      return await checkTables(shop, run); // the jobs do the rest
     case 'verifying':
       if (run.kind === 'rotation' && msSince(run, run.activatedAt) < handOverMs) return;
       return await verify(await lookAgain(shop), run);
     case 'blocked':
-      if (msSince(run, run.blockedAt) >= lookAgainMs) await planPass(await lookAgain(shop), run);
-      return;
+      return await unblock(shop, run);
+    case 'paused':
     case 'done':
+    case 'cancelled':
       return;
   }
 }
@@ -146,6 +175,18 @@ export async function advance(shop: DriverShop, id: string): Promise<boolean> {
   } finally {
     await releaseRun(shop.pool, id, shop.instanceId);
   }
+}
+
+/** Runs whose ranges may be worked on now; of the others it is written down what they wait for. */
+export async function listWorkable(shop: Workshop): Promise<string[]> {
+  const workable: string[] = [];
+  for (const run of await listUnfinished(shop.pool)) {
+    if (run.phase !== 're-encrypting') continue;
+    const closed = findClosed(limitsOf(shop.policy, run, columnsOf(shop.policy, run)), run.now);
+    if (closed === undefined) workable.push(run.id);
+    else await setThrottle(shop.pool, run.id, `the hours from ${closed.from} to ${closed.to}, ${closed.zone}`);
+  }
+  return workable;
 }
 
 /** The version that a rotation of the family would make now. */
@@ -182,7 +223,7 @@ function ignoreAlreadyRunning(error: unknown): void {
 async function holdsPlaintext(shop: Workshop, table: TableShape, alsoUnindexed: boolean): Promise<boolean> {
   for (const { column, adopt } of table.columns) {
     if (!adopt || !(alsoUnindexed || table.indexed.has(column))) continue;
-    if (await hasVersion(shop.targetPool, table, column, 0)) return true;
+    if (await hasVersion(databaseOf(shop, table), table, column, 0)) return true;
   }
   return false;
 }

@@ -16,15 +16,40 @@ export interface Run {
   readonly pendingAt?: Date;
   readonly activatedAt?: Date;
   readonly pass: number;
+  /** The pass whose failed rows were tried once more at its end. */
+  readonly retriedPass: number;
   readonly plannedAt?: Date;
+  readonly pausedAt?: Date;
   readonly blocked?: string;
   readonly blockedAt?: Date;
   readonly doneAt?: Date;
+  /** Why it ended without being done. */
+  readonly cancelled?: string;
   readonly unfinishedRanges: number;
+  /** Rows that do not open, those that were given up included. */
   readonly failed: number;
+  readonly waived: number;
+  /** What slows it down now, in words. */
+  readonly throttle?: string;
+  /** Values per second, smoothed. */
+  readonly rate?: number;
+  /** Log positions when the first pass was planned, by target ('' for our own database). */
+  readonly walFrom?: Readonly<Record<string, string>>;
+  readonly walBytes?: number;
+  readonly predicted?: Prediction;
   readonly phase: Phase;
   /** By the database's clock, when this was read. */
   readonly now: Date;
+}
+
+/** What a rehearsal says of the run that would come next. */
+export interface Prediction {
+  readonly madeAt: string;
+  readonly values: number;
+  /** From the first pass to the end, the waits included. */
+  readonly seconds: number;
+  readonly valuesPerSecond: number;
+  readonly walBytes: number;
 }
 
 interface RunRow {
@@ -39,24 +64,37 @@ interface RunRow {
   pending_at: Date | null;
   activated_at: Date | null;
   pass: number;
+  retried_pass: number;
   planned_at: Date | null;
+  paused_at: Date | null;
   blocked: string | null;
   blocked_at: Date | null;
   done_at: Date | null;
+  cancelled: string | null;
+  throttle: string | null;
+  rate: number | null;
+  wal_from: Record<string, string> | null;
+  wal_bytes: string | null;
+  predicted: Prediction | null;
   unfinished: number;
   failed: number;
+  waived: number;
   now: Date;
 }
 
 const runColumns = `r.id, r.kind, r.family, r.version, r.reason, r.compromised, r.requested_by, r.created_at, r.pending_at,
-  r.activated_at, r.pass, r.planned_at, r.blocked, r.blocked_at, r.done_at,
+  r.activated_at, r.pass, r.retried_pass, r.planned_at, r.paused_at, r.blocked, greatest(r.blocked_at, 'epoch') as blocked_at,
+  r.done_at, r.cancelled, r.throttle, r.rate, r.wal_from, r.wal_bytes, r.predicted,
   (select count(*)::int from fieldkeep.rotation_ranges g where g.rotation = r.id and g.finished_at is null) as unfinished,
   (select count(*)::int from fieldkeep.rotation_failures f where f.rotation = r.id) as failed,
+  (select count(*)::int from fieldkeep.rotation_failures f where f.rotation = r.id and f.waived_at is not null) as waived,
   clock_timestamp() as now`;
 
-/** Members that are null in the database are absent in the object. */
+/** Members that are null in the database, or undefined, are absent in the object. */
 export function present<T extends object>(members: T): { [K in keyof T]?: NonNullable<T[K]> } {
-  return Object.fromEntries(Object.entries(members).filter(([, value]) => value !== null)) as never;
+  return Object.fromEntries(
+    Object.entries(members).filter(([, value]) => value !== null && value !== undefined),
+  ) as never;
 }
 
 function toRun(row: RunRow): Run {
@@ -67,9 +105,16 @@ function toRun(row: RunRow): Run {
     pendingAt: row.pending_at,
     activatedAt: row.activated_at,
     plannedAt: row.planned_at,
+    pausedAt: row.paused_at,
     blocked: row.blocked,
     blockedAt: row.blocked_at,
     doneAt: row.done_at,
+    cancelled: row.cancelled,
+    throttle: row.throttle,
+    rate: row.rate,
+    walFrom: row.wal_from,
+    walBytes: row.wal_bytes === null ? null : Number(row.wal_bytes),
+    predicted: row.predicted,
   });
   return {
     id: row.id,
@@ -78,8 +123,10 @@ function toRun(row: RunRow): Run {
     requestedBy: row.requested_by,
     createdAt: row.created_at,
     pass: row.pass,
+    retriedPass: row.retried_pass,
     unfinishedRanges: row.unfinished,
     failed: row.failed,
+    waived: row.waived,
     now: row.now,
     ...optional,
     phase: phaseOf({ kind: row.kind, unfinishedRanges: row.unfinished, ...optional }),
@@ -99,8 +146,9 @@ export interface NewRun {
 /** False when an unfinished run of the family (or an unfinished adoption) stands in the way. */
 export async function insertRun(db: Queryable, run: NewRun): Promise<boolean> {
   const { rowCount } = await db.query(
-    `insert into fieldkeep.rotations (id, kind, family, version, reason, compromised, requested_by)
-     values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing`,
+    `insert into fieldkeep.rotations (id, kind, family, version, reason, compromised, requested_by, predicted)
+     values ($1, $2, $3, $4, $5, $6, $7, (select prediction from fieldkeep.rotation_rehearsals where family = $3))
+     on conflict do nothing`,
     [
       run.id,
       run.kind,
@@ -188,17 +236,30 @@ export async function setBlocked(tx: Queryable, id: string, sentence: string): P
   await tx.query('update fieldkeep.rotations set blocked = $2, blocked_at = now() where id = $1', [id, sentence]);
 }
 
+/** What held the run up is over, as far as anybody knows: its ranges go on. */
+export async function clearBlocked(tx: Queryable, id: string): Promise<void> {
+  await tx.query('update fieldkeep.rotations set blocked = null where id = $1', [id]);
+}
+
+/** Says why nothing is written now, while no range is at work that could say it. */
+export async function setThrottle(db: Queryable, id: string, throttle: string | null): Promise<void> {
+  await db.query('update fieldkeep.rotations set throttle = $2 where id = $1 and throttle is distinct from $2', [
+    id,
+    throttle,
+  ]);
+}
+
 /** Another process took the run further since it was looked at; what was found out no longer counts. */
 export function overtaken(id: string): FieldkeepError {
   return new FieldkeepError('conflict', `Another process has taken run ${id} further.`);
 }
 
 /** Errors: `conflict` when it is not in this pass any more. */
-export async function setDone(tx: Client, id: string, pass: number): Promise<void> {
+export async function setDone(tx: Client, id: string, pass: number, walBytes: number | undefined): Promise<void> {
   const { rowCount } = await tx.query(
-    `update fieldkeep.rotations set done_at = clock_timestamp(), blocked = null
+    `update fieldkeep.rotations set done_at = clock_timestamp(), blocked = null, throttle = null, wal_bytes = $3
      where id = $1 and pass = $2 and done_at is null`,
-    [id, pass],
+    [id, pass, walBytes ?? null],
   );
   if (rowCount !== 1) throw overtaken(id);
 }

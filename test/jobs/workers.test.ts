@@ -87,7 +87,7 @@ describe('the workers', () => {
     await bench.owner.query('create table demo.a (like demo.employees including all)');
     await bench.owner.query(`grant select, update on demo.a to ${new URL(bench.database.serviceUrl).username}`);
     bench.service.policy = parsePolicy(JSON.stringify(policy));
-    bench.service.catalog = await loadCatalog(bench.service.targetPool, bench.service.policy.columns);
+    bench.service.catalog = await loadCatalog(bench.service.targets, bench.service.policy.columns);
     assert.ok(bench.service.catalog.tables.has('demo.a'));
     await bench.owner.query('drop table demo.a');
     await fill(bench.owner, 500, (id) => `536-22-${id}`);

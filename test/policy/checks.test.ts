@@ -152,7 +152,6 @@ const crossChecks: [string, (file: PolicyFile) => void, string][] = [
   ['column of an inherited name', (f) => (lastColumn(f).class = 'constructor'), 'columns[2].class: there is no class'],
   ['a colon', (f) => (lastColumn(f).column = 'a:b'), 'columns[2].column: a registered name has no colon'],
   ['a colon in an index', (f) => (f.columns[0]!.index![0]!.column = 'a:b'), 'columns[0].index[0].column: a registered'],
-  ['another database', (f) => (lastColumn(f).database = 'hr'), 'columns[2].database: targets of their own'],
   ['another source', (f) => (lastColumn(f).from = 'salary_plain'), 'columns[2].from: a separate source column'],
   ['a column twice', (f) => (lastColumn(f).column = 'ssn'), 'columns[2].column: is used by columns[0]'],
   ['the index of another', (f) => (lastColumn(f).column = 'ssn_eq'), 'columns[2].column: is used by columns[0]'],

@@ -1,0 +1,38 @@
+-- What a target database needs before its columns are worked on; its owner runs this there, once. Nothing here touches a
+-- table of the customer's. `npm start` needs nothing of it for tables in Fieldkeep's own database.
+--
+--     psql "$OWNER_URL" -v service=fieldkeep_worker -f migrations/target.sql
+--
+-- Then the service's role (the one of TARGET_<NAME>_URL) gets what re-encryption needs of each registered table, no more:
+--
+--     grant usage on schema app to fieldkeep_worker;
+--     grant select (id, tenant, ssn, ssn_eq), update (ssn, ssn_eq) on app.people to fieldkeep_worker;
+--
+-- and each registered column an index, so that a rotation costs by the rows that are old and not by the table:
+--
+--     create index concurrently on app.people (fieldkeep.fe_version(ssn), id);
+
+create schema if not exists fieldkeep;
+
+-- The version of an envelope, from its text alone, so that an index can find what is old:
+-- null → null · an FE1 envelope → its version · begins like an envelope of any generation but is none → -1 · anything else → 0.
+-- It runs in the customer's INSERTs, so no text may make it fail.
+create or replace function fieldkeep.fe_version(v text) returns int language sql immutable parallel safe
+return case
+  when v is null then null
+  when not starts_with(v, 'fe') then 0
+  when starts_with(v, 'fe1.') and split_part(left(v, 40), '.', 4) <> ''
+   and length(split_part(left(v, 40), '.', 3)) between 1 and 9
+   and translate(split_part(left(v, 40), '.', 3), '0123456789', '') = ''
+   and not starts_with(split_part(left(v, 40), '.', 3), '0') then split_part(left(v, 40), '.', 3)::int
+  when left(v, 40) ~ '^fe[0-9]+\.' then -1
+  else 0 end;
+
+-- Called when a row was stored otherwise than sent (a trigger changed it, a type cut it): fails the whole statement.
+-- Volatile: the planner would call an immutable function of a constant by itself.
+create or replace function fieldkeep.fe_stored_otherwise(what text) returns int language plpgsql volatile as $$
+begin
+  raise exception 'table % stores something else than it was sent', what using errcode = 'triggered_data_change_violation';
+end $$;
+
+grant usage on schema fieldkeep to :service;

@@ -1,0 +1,111 @@
+/** SQL that looks at the customer's tables: what they are made of and what our role may do there. */
+import type { Queryable } from '../db.ts';
+
+interface Attribute {
+  readonly type: string;
+  readonly readable: boolean;
+  readonly writable: boolean;
+}
+
+export interface Inspection {
+  /** Whether the database has our functions. */
+  readonly prepared: boolean;
+  /** By column; empty when there is no such table. */
+  readonly attributes: ReadonlyMap<string, Attribute>;
+  /** Whether a valid unique index without predicate covers exactly the key's columns, all NOT NULL. */
+  readonly unique: boolean;
+  /** Columns with an index on their version, the key following. */
+  readonly versionIndexed: ReadonlySet<string>;
+}
+
+async function isPrepared(db: Queryable): Promise<boolean> {
+  const { rows } = await db.query<{ found: boolean }>(
+    `select to_regprocedure('fieldkeep.fe_version(text)') is not null as found`,
+  );
+  return rows[0]!.found;
+}
+
+async function listAttributes(db: Queryable, schema: string, name: string): Promise<Map<string, Attribute>> {
+  const { rows } = await db.query<Attribute & { name: string }>(
+    `select a.attname as name, case t.oid when 'varchar'::regtype then 'character varying'
+            else format_type(t.oid, null) end as type,
+            has_column_privilege(c.oid, a.attnum, 'select') as readable,
+            has_column_privilege(c.oid, a.attnum, 'update') as writable
+     from pg_attribute a join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace
+     join pg_type t on t.oid = a.atttypid
+     where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p') and a.attnum > 0 and not a.attisdropped`,
+    [schema, name],
+  );
+  return new Map(rows.map(({ name: column, ...rest }) => [column, rest]));
+}
+
+async function hasUniqueKey(db: Queryable, schema: string, name: string, key: readonly string[]): Promise<boolean> {
+  const { rows } = await db.query<{ found: boolean }>(
+    `select exists (
+       select from pg_index x
+       join pg_class c on c.oid = x.indrelid join pg_namespace n on n.oid = c.relnamespace
+       where n.nspname = $1 and c.relname = $2 and x.indisunique and x.indisvalid and x.indpred is null
+         and (select array_agg(a.attname::text order by a.attname::text) from pg_attribute a
+              where a.attrelid = c.oid and a.attnum = any (x.indkey[0 : x.indnkeyatts - 1]) and a.attnotnull)
+           = (select array_agg(k order by k) from unnest($3::text[]) k)
+         and x.indnkeyatts = cardinality($3::text[])) as found`,
+    [schema, name, key],
+  );
+  return rows[0]!.found;
+}
+
+/** Columns that an index has first, as fe_version of them, with exactly the key after it. */
+async function listVersionIndexed(
+  db: Queryable,
+  schema: string,
+  name: string,
+  key: readonly string[],
+): Promise<Set<string>> {
+  const { rows } = await db.query<{ parts: string[]; keyed: boolean }>(
+    `select parts, parts[2:] = (select array_agg(quote_ident(k.name) order by k.n)
+                                from unnest($3::text[]) with ordinality k(name, n)) as keyed
+     from (select array(select pg_get_indexdef(x.indexrelid, n, true) from generate_series(1, x.indnkeyatts) n) as parts
+           from pg_index x join pg_class c on c.oid = x.indrelid join pg_namespace n on n.oid = c.relnamespace
+           where n.nspname = $1 and c.relname = $2 and x.indisvalid and x.indpred is null) i`,
+    [schema, name, key],
+  );
+  return new Set(
+    rows.flatMap(({ parts, keyed }) => {
+      const match = /^fieldkeep\.fe_version\(\(?"?([^")]+)"?\)?(?:::text)?\)$/.exec(parts[0] ?? '');
+      return match === null || !keyed ? [] : [match[1]!];
+    }),
+  );
+}
+
+export async function inspectTable(
+  db: Queryable,
+  schema: string,
+  name: string,
+  key: readonly string[],
+): Promise<Inspection> {
+  return {
+    prepared: await isPrepared(db),
+    attributes: await listAttributes(db, schema, name),
+    unique: await hasUniqueKey(db, schema, name, key),
+    versionIndexed: await listVersionIndexed(db, schema, name, key),
+  };
+}
+
+/** Remembers how the key of a table is spelled. */
+export async function upsertKeyTypes(db: Queryable, address: string, types: readonly string[]): Promise<void> {
+  await db.query(
+    `insert into fieldkeep.registered_tables as r (address, key_types) values ($1, $2)
+     on conflict (address) do update set key_types = excluded.key_types, seen_at = now()
+     where r.key_types <> excluded.key_types`,
+    [address, types],
+  );
+}
+
+/** What is remembered of these tables, by address. */
+export async function listKeyTypes(db: Queryable, addresses: readonly string[]): Promise<Map<string, string[]>> {
+  const { rows } = await db.query<{ address: string; key_types: string[] }>(
+    'select address, key_types from fieldkeep.registered_tables where address = any ($1)',
+    [addresses],
+  );
+  return new Map(rows.map((row) => [row.address, row.key_types]));
+}

@@ -1,0 +1,65 @@
+/** What the engine writes into the audit log by itself: phases of a run, and for every batch an intent and a result. */
+import { randomUUID } from 'node:crypto';
+import { formatEntry } from '../audit/entry.ts';
+import { StaleEpoch, type AuditLog, type Receipt } from '../audit/log.ts';
+import type { Client } from '../db.ts';
+import type { Keyring } from '../keys/keyring.ts';
+import type { Run } from './store.ts';
+
+type Named = Pick<Run, 'id' | 'kind' | 'family' | 'version'>;
+
+const worker = 'fieldkeep-worker';
+
+function line(run: Named, action: string, purpose: string, more: object): { line: string } {
+  return {
+    line: formatEntry({
+      v: 1,
+      time: new Date().toISOString(),
+      requestId: randomUUID(),
+      action,
+      agent: worker,
+      purpose: `${purpose} of ${run.kind} ${run.id}`,
+      decision: 'allow',
+      outcome: 'ok',
+      ...(run.family !== undefined && { class: run.family }),
+      ...(run.version !== undefined && { keyVersion: run.version }),
+      ...more,
+    }),
+  };
+}
+
+/** A run has come to a phase; `count` says of how many values it is told. */
+export function phaseLine(run: Named, phase: string, count?: number): { line: string } {
+  return line(run, run.kind === 'adoption' ? 'adopt' : 'rotate', phase, {
+    ...(phase === 'blocked' && { outcome: 'failed' }),
+    ...(count !== undefined && { count }),
+  });
+}
+
+/** A batch is about to be written, or what came of it. No value leaves the worker, so its rows are told by their count. */
+export function batchLine(
+  run: Named,
+  table: string,
+  step: 'intent' | 'ok' | 'failed',
+  count: number,
+): { line: string } {
+  const action = run.kind === 'adoption' ? 'adopt' : 'reencrypt';
+  const outcome = step === 'failed' ? 'failed' : 'ok';
+  return line(run, action, step === 'intent' ? 'intent' : 'result', { table, outcome, count });
+}
+
+/** The worker may always write; an epoch that moved only means that its entry is sent again under the new one. */
+export async function appendAlways(
+  shop: { readonly audit: AuditLog; readonly keyring: Keyring },
+  records: readonly { line: string }[],
+  writes?: (tx: Client) => Promise<void>,
+): Promise<Receipt> {
+  for (;;) {
+    try {
+      return await shop.audit.append(records, shop.keyring.state.epoch, writes);
+    } catch (error) {
+      if (!(error instanceof StaleEpoch)) throw error;
+      await shop.keyring.refresh();
+    }
+  }
+}

@@ -1,0 +1,159 @@
+/**
+ * Finds the rows of a range that are to be brought up to date, and renews them in memory, a batch at a time and only when
+ * it is asked for. Three ways to the rows:
+ *
+ *     column/version   through the version index of the column: costs by the rows that are old
+ *     keyset           columns without one, along the key: costs by the table
+ *     rows             a range that names its rows: those that failed, those that are urgent
+ */
+import type { AuditLog } from '../audit/log.ts';
+import type { Pool } from '../db.ts';
+import type { Keyring } from '../keys/keyring.ts';
+import type { KeyState } from '../keys/version.ts';
+import type { Policy, RegisteredColumn } from '../policy/policy.ts';
+import { readBatch, type Change, type Key, type ReadRequest, type Row, type Stale } from './batch.ts';
+import { formatRow, parseRow, type Catalog, type TableShape } from './catalog.ts';
+import type { Failure } from './failure-store.ts';
+import type { BatchSize } from './pace.ts';
+import { staleVersions } from './plan.ts';
+import type { Range } from './range-store.ts';
+import type { Renewer } from './renew.ts';
+import type { Run } from './store.ts';
+import type { Targets } from './targets.ts';
+import type { Throttle } from './throttle.ts';
+
+/** What rotating needs of the service. */
+export interface Workshop {
+  readonly instanceId: string;
+  /** For our own tables. */
+  readonly pool: Pool;
+  /** For the customer's. */
+  readonly targets: Targets;
+  readonly keyring: Keyring;
+  readonly audit: AuditLog;
+  readonly policy: Policy;
+  readonly catalog: Catalog;
+}
+
+/** Requests of the same process are answered between chunks of this many rows. */
+const rowsPerTurn = 16;
+/** Of a range that names its rows, looked up at once. */
+const namedRowsMax = 500;
+
+interface Step {
+  readonly name: string;
+  readonly stale: readonly Stale[];
+}
+
+/** Everything about one range while it is worked on. */
+export interface Job {
+  readonly shop: Workshop;
+  readonly run: Run;
+  readonly range: Range;
+  readonly lease: string;
+  readonly table: TableShape;
+  /** The database that the table is in. */
+  readonly target: Pool;
+  /** Columns that are read and written, index columns included. */
+  readonly names: readonly string[];
+  readonly renewer: Renewer;
+  readonly steps: readonly Step[];
+  readonly size: BatchSize;
+  readonly throttle: Throttle;
+}
+
+/** A batch in memory, ready to be written. */
+export interface Prepared {
+  /** Where the range stands once it is written. */
+  readonly step: string;
+  readonly cursor: readonly string[];
+  readonly changes: readonly Change[];
+  readonly failures: readonly Failure[];
+  nameOf(key: Key): string;
+  /** Which columns the change of a row brings up to date. */
+  columnsOf(key: Key): readonly string[];
+}
+
+export function listSteps(
+  state: KeyState,
+  run: Pick<Run, 'kind'>,
+  table: TableShape,
+  columns: readonly RegisteredColumn[],
+): Step[] {
+  const stale = columns.map((column): Stale => ({
+    column: column.column,
+    versions: staleVersions(state, column, run.kind),
+  }));
+  const indexed = stale.filter(({ column }) => table.indexed.has(column));
+  const others = stale.filter(({ column, versions }) => !table.indexed.has(column) && versions.length > 0);
+  const steps = indexed.flatMap(({ column, versions }) =>
+    versions.map((version) => ({ name: `${column}/${version}`, stale: [{ column, versions: [version] }] })),
+  );
+  return others.length === 0 ? steps : [...steps, { name: 'keyset', stale: others }];
+}
+
+async function renewRows(
+  job: Job,
+  step: string,
+  cursor: readonly string[],
+  rows: readonly Row[],
+  stale: readonly Stale[],
+): Promise<Prepared> {
+  const changes: Change[] = [];
+  const columns = new Map<string, readonly string[]>();
+  const failures: Failure[] = [];
+  // What one column of one version was read for is renewed or recorded, never passed over in silence.
+  const wanted = stale.length === 1 ? stale[0]!.column : undefined;
+  for (const [i, row] of rows.entries()) {
+    if (i > 0 && i % rowsPerTurn === 0) await new Promise((resolve) => setImmediate(resolve));
+    const renewed = await job.renewer.renew(row);
+    failures.push(...renewed.failures);
+    const isSettled = wanted === undefined || renewed.columns.includes(wanted);
+    if (!isSettled && !renewed.failures.some((failure) => failure.column === wanted)) {
+      failures.push({ column: wanted, row: formatRow(row.key), code: 'envelope_malformed' });
+    }
+    if (renewed.next === undefined) continue;
+    changes.push({ ...row, next: renewed.next });
+    columns.set(formatRow(row.key), renewed.columns);
+  }
+  const nameOf = formatRow;
+  return { step, cursor, changes, failures, nameOf, columnsOf: (key) => columns.get(formatRow(key)) ?? [] };
+}
+
+async function* scanSteps(job: Job): AsyncGenerator<Prepared> {
+  const { range, steps, table, names, target, throttle } = job;
+  const from = steps.findIndex((step) => step.name === range.step);
+  for (const step of steps.slice(Math.max(0, from))) {
+    let after = step.name === range.step ? range.cursor : range.lower;
+    for (;;) {
+      const request: ReadRequest = {
+        columns: names,
+        stale: step.stale,
+        rowsMax: throttle.rowsMax,
+        ...(after !== undefined && { after }),
+        ...(range.upper !== undefined && { upper: range.upper }),
+      };
+      const rows = await readBatch(target, table, request);
+      if (rows.length === 0) break;
+      after = rows.at(-1)!.key;
+      yield await renewRows(job, step.name, after, rows, step.stale);
+    }
+  }
+}
+
+/** The cursor counts the rows that were done. */
+async function* scanNamed(job: Job, names: readonly string[]): AsyncGenerator<Prepared> {
+  const { table, target, range, throttle } = job;
+  for (let from = Number(range.cursor?.[0] ?? 0); from < names.length;) {
+    const some = names.slice(from, from + Math.min(namedRowsMax, throttle.rowsMax));
+    from += some.length;
+    const keys = some.map((name) => parseRow(table, name)).filter((key) => key !== undefined);
+    const rows = await readBatch(target, table, { columns: job.names, rows: keys, rowsMax: keys.length });
+    yield await renewRows(job, 'rows', [String(from)], rows, []);
+  }
+}
+
+/** All batches of the range from its checkpoint on. */
+export function prepareBatches(job: Job): AsyncGenerator<Prepared> {
+  return job.range.rows === undefined ? scanSteps(job) : scanNamed(job, job.range.rows);
+}

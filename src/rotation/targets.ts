@@ -1,0 +1,59 @@
+/**
+ * Connections to the databases whose columns are registered: Fieldkeep's own, and those that the policy calls by a name
+ * and the environment connects by TARGET_<NAME>_URL. Sessions see every row or none (`row_security = off`), wait for no
+ * lock longer than a quarter of a second, which is less than any deadlock_timeout in use, and say who they are, so that a
+ * trigger of the customer's can tell re-encryption from a change:
+ *
+ *     if current_setting('fieldkeep.reencrypting', true) = 'on' then return new; end if;
+ */
+import { openPool, type Pool } from '../db.ts';
+import { FieldkeepError } from '../errors.ts';
+
+const connections = 8;
+
+/** Names a target: undefined for Fieldkeep's own database. */
+export type TargetName = string | undefined;
+
+export interface Targets {
+  /** Undefined when the environment does not connect a target of this name. */
+  find(name: TargetName): Pool | undefined;
+  close(): Promise<void>;
+}
+
+/** The variable that connects a target. */
+export function variableOf(name: string): string {
+  return `TARGET_${name.toUpperCase()}_URL`;
+}
+
+/** The database of a table. Errors: `conflict` when it is not connected. */
+export function databaseOf({ targets }: { readonly targets: Targets }, table: { readonly database?: string }): Pool {
+  const pool = targets.find(table.database);
+  if (pool !== undefined) return pool;
+  throw new FieldkeepError(
+    'conflict',
+    `Target ${table.database} is not connected: set ${variableOf(table.database!)}.`,
+  );
+}
+
+/** `statementTimeoutMs`: a census of a large table without a version index reads all of it. */
+export function openTargets(
+  ownUrl: string,
+  urls: ReadonlyMap<string, string> = new Map(),
+  statementTimeoutMs = 300_000,
+): Targets {
+  const open = (url: string) =>
+    openPool(url, {
+      max: connections,
+      name: 'worker',
+      statementTimeoutMs,
+      settings: { row_security: 'off', lock_timeout: '250ms', 'fieldkeep.reencrypting': 'on' },
+    });
+  const own = open(ownUrl);
+  const others = new Map([...urls].map(([name, url]) => [name, open(url)]));
+  return {
+    find: (name) => (name === undefined ? own : others.get(name)),
+    async close() {
+      await Promise.all([own, ...others.values()].map((pool) => pool.end()));
+    },
+  };
+}
