@@ -66,8 +66,8 @@ function toPoint(prepared: Prepared, { keys, refused, ms, contended }: Written):
   for (const key of keys) {
     for (const column of prepared.columnsOf(key)) done.set(column, (done.get(column) ?? 0) + 1);
   }
-  const notStored = refused.flatMap(({ key }) =>
-    prepared.columnsOf(key).map((column) => ({ column, row: prepared.nameOf(key), code: 'not_stored' })),
+  const notStored = refused.flatMap(({ key, state }) =>
+    prepared.columnsOf(key).map((column) => ({ column, row: prepared.nameOf(key), code: `not_stored:${state}` })),
   );
   return {
     step: prepared.step,

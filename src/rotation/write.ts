@@ -28,8 +28,8 @@ export interface Destination {
 export interface Written {
   /** Rows that were updated; others had been changed, or were locked. */
   readonly keys: readonly Key[];
-  /** Rows that the database did not take. */
-  readonly refused: readonly Change[];
+  /** Rows that the database did not take, and the SQLSTATE it gave. */
+  readonly refused: readonly { readonly key: Key; readonly state: string }[];
   /** Spent in statements that stored something. */
   readonly ms: number;
   /** Whether something was in the way. */
@@ -39,7 +39,7 @@ export interface Written {
 /** Errors: those of the database that are about more than a row, and transient ones that stay. */
 export async function writeChanges(to: Destination, changes: readonly Change[], size: BatchSize): Promise<Written> {
   const keys: Key[] = [];
-  const refused: Change[] = [];
+  const refused: { key: Key; state: string }[] = [];
   const waiting: (readonly Change[])[] = changes.length === 0 ? [] : [changes];
   let { skipLocked } = to;
   let [ms, tries, contended] = [0, 0, false];
@@ -66,7 +66,7 @@ export async function writeChanges(to: Destination, changes: readonly Change[], 
       } else if (!refusedStates.test(state) || refused.length >= refusedMax) {
         throw error;
       } else if (slice.length === 1) {
-        refused.push(...slice);
+        refused.push({ key: slice[0]!.key, state });
       } else {
         const middle = slice.length >> 1;
         waiting.push(slice.slice(middle), slice.slice(0, middle));
