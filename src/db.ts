@@ -59,6 +59,23 @@ export async function connect(url: string, options: Omit<PoolOptions, 'max'>): P
   return client;
 }
 
+/**
+ * Lends one connection to `work`: what it sends goes one after the other, also after a statement that failed, whose locks
+ * are gone only when the server is ready again. A broken connection leaves the pool.
+ */
+export async function withClient<T>(pool: Pool, work: (client: Client) => Promise<T>): Promise<T> {
+  const client = await pool.connect();
+  let broken = false;
+  try {
+    return await work(client);
+  } catch (error) {
+    broken = isUnavailable(error);
+    throw error;
+  } finally {
+    client.release(broken);
+  }
+}
+
 /** Runs `work` between begin and commit; any error rolls back and is thrown on. A broken connection leaves the pool. */
 export async function transaction<T>(pool: Pool, work: (tx: Client) => Promise<T>): Promise<T> {
   const client = await pool.connect();

@@ -71,7 +71,7 @@ async function listVersionIndexed(
   );
   return new Set(
     rows.flatMap(({ parts, keyed }) => {
-      const match = /^fieldkeep\.fe_version\(\(?"?([^")]+)"?\)?(?:::text)?\)$/.exec(parts[0] ?? '');
+      const match = /^fieldkeep\.fe_version\(\(?"?([^"):]+)"?\)?(?:::text)?\)$/.exec(parts[0] ?? '');
       return match === null || !keyed ? [] : [match[1]!];
     }),
   );

@@ -12,6 +12,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import { isFresh, type Receipt } from '../audit/log.ts';
+import { withClient } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { loadCatalog } from './catalog.ts';
 import { appendAlways, batchLine } from './entries.ts';
@@ -33,6 +34,8 @@ import { findRun, type Run } from './store.ts';
 import { databaseOf } from './targets.ts';
 import { Throttle } from './throttle.ts';
 import { writeChanges, type Written } from './write.ts';
+
+const nothing: Written = { keys: [], refused: [], ms: 0, contended: false };
 
 type Point = Omit<Checkpoint, 'throttle'>;
 
@@ -56,8 +59,11 @@ function openJob(shop: Workshop, run: Run, range: Range, lease: string, isStoppi
 /** In the first pass locked rows are passed over; later ones wait for them, no longer than the session's lock_timeout. */
 async function update(job: Job, prepared: Prepared): Promise<{ point: Point; rows: number }> {
   const { table, target, names, range, size } = job;
-  const to = { db: target, table, columns: names, skipLocked: range.pass === 1 && range.rows === undefined };
-  const written = await writeChanges(to, prepared.changes, size);
+  if (prepared.changes.length === 0) return { point: toPoint(prepared, nothing), rows: 0 };
+  const skipLocked = range.pass === 1 && range.rows === undefined;
+  const written = await withClient(target, (db) =>
+    writeChanges({ db, table, columns: names, skipLocked }, prepared.changes, size),
+  );
   return { point: toPoint(prepared, written), rows: written.keys.length };
 }
 

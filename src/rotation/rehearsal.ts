@@ -68,7 +68,7 @@ async function readSample(
   const rows: Row[] = [];
   for (const version of versions) {
     const stale = [{ column, versions: [version] }];
-    const stride = Math.max(1, Math.floor(total / samplePlaces));
+    const stride = Math.max(sampleRowsEach, Math.floor(total / samplePlaces));
     for (let place = 0, after: Key | undefined; place < samplePlaces; place += 1) {
       const from = after === undefined ? {} : { after };
       rows.push(...(await readBatch(db, table, { columns: [column], stale, rowsMax: sampleRowsEach, ...from })));

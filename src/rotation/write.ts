@@ -13,11 +13,12 @@ import { backoffMs, type BatchSize } from './pace.ts';
 const transientStates: ReadonlySet<string> = new Set(['55P03', '57014', '40P01', '40001']);
 /** Data exceptions, constraints, a row that was stored otherwise, WITH CHECK OPTION, an error raised by a trigger. */
 const refusedStates = /^(22|23|27|44|P0)/;
-const triesMax = 8;
+const triesMax = 6;
 /** More rows than these refused at once are no odd rows: something is wrong with the table. */
 const refusedMax = 100;
 
 export interface Destination {
+  /** One connection: a statement that failed has let go of its rows before the next one looks at them. */
   readonly db: Queryable;
   readonly table: TableShape;
   readonly columns: readonly string[];

@@ -29,12 +29,20 @@ export interface Bench {
   close(): Promise<void>;
 }
 
-export async function openBench(): Promise<Bench> {
+export interface BenchOptions {
+  readonly policy?: Policy;
+  readonly targets?: ReadonlyMap<string, string>;
+}
+
+export async function openBench({ policy = shippedPolicy, targets }: BenchOptions = {}): Promise<Bench> {
   const database = await createDatabase();
   const folder = mkdtempSync(join(tmpdir(), 'fieldkeep-rotation-'));
   const rootKeys = await openEmbeddedRootKeys(join(folder, 'root-keys.json'));
   const log = pino({ level: 'silent' });
-  const service = await openService({ databaseUrl: database.serviceUrl, rootKeys, policy: shippedPolicy, log });
+  const service = await openService({
+    ...{ databaseUrl: database.serviceUrl, rootKeys, policy, log },
+    ...(targets !== undefined && { targets }),
+  });
   const owner = openPool(database.ownerUrl, { max: 4, name: 'owner', statementTimeoutMs: 60_000 });
   return {
     database,
@@ -61,16 +69,18 @@ export function sealFor(
   return formatEnvelope(seal(key, family, version, ctx, value, 16));
 }
 
+/** Opens an envelope of tenant acme, of the demo's table unless `table` says another. */
 export async function openFor(
   service: Pick<Service, 'keyring'>,
   column: string,
   row: string,
   text: string,
+  table = 'demo.employees',
 ): Promise<string> {
   const envelope = parseEnvelope(text);
   const key = await service.keyring.get('acme', envelope.family, envelope.version);
   if (key === undefined) throw new Error(`no key for version ${envelope.version}`);
-  const place = { tenant: 'acme', table: 'demo.employees', column, row };
+  const place = { tenant: 'acme', table, column, row };
   return open(key, envelope, encodeContext(envelope.family, envelope.version, place));
 }
 
@@ -81,6 +91,21 @@ export async function fill(owner: Pool, n: number, make: (id: number) => string 
     `insert into demo.employees (id, tenant, name, ssn) select u.id, 'acme', 'n', u.ssn from unnest($1::bigint[], $2::text[]) u(id, ssn)`,
     [ids, ids.map(make)],
   );
+}
+
+type Json = Record<string, unknown>;
+
+/** The shipped policy with other columns, or classes that say more. */
+export function changePolicy(change: {
+  readonly columns?: readonly object[];
+  readonly classes?: Readonly<Record<string, object>>;
+}): Policy {
+  const file = JSON.parse(readFileSync(new URL('../../keys-policy.json', import.meta.url), 'utf8')) as Json & {
+    classes: Record<string, object>;
+  };
+  for (const [name, more] of Object.entries(change.classes ?? {}))
+    file.classes[name] = { ...file.classes[name], ...more };
+  return parsePolicy(JSON.stringify({ ...file, ...(change.columns !== undefined && { columns: change.columns }) }));
 }
 
 /** Takes a run further until `until` holds, with the jobs' work done here. */

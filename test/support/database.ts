@@ -3,10 +3,10 @@
  * every suite gets a database of its own, cloned from a template that was migrated once.
  */
 import { randomBytes } from 'node:crypto';
-import { mkdtempSync, rmSync, chmodSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, chmodSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { connect, migrate, roleOf } from '../../src/db.ts';
+import { connect, migrate, quoteIdentifier, roleOf } from '../../src/db.ts';
 import { startPostgres } from '../../src/embedded/postgres.ts';
 import { migrateQueues } from '../../src/jobs/queues.ts';
 
@@ -86,6 +86,26 @@ export async function createDatabase(): Promise<TestDatabase> {
   await cloning;
   return {
     ownerUrl: withDatabase(ownerUrl, name),
+    serviceUrl: withDatabase(serviceUrl, name),
+    drop: () => admin(ownerUrl, [`drop database if exists ${name} with (force)`]),
+  };
+}
+
+/** A database of a customer's: nothing of ours in it but what its owner installs by migrations/target.sql. */
+export async function createTarget(): Promise<TestDatabase> {
+  const { ownerUrl, serviceUrl } = await (cluster ??= start());
+  const name = `customer_test_${randomBytes(6).toString('hex')}`;
+  await admin(ownerUrl, [`create database ${name}`]);
+  const sql = readFileSync(new URL('../../migrations/target.sql', import.meta.url), 'utf8');
+  const target = withDatabase(ownerUrl, name);
+  const client = await connect(target, { name: 'target' });
+  try {
+    await client.query(sql.replaceAll(':service', quoteIdentifier(roleOf(serviceUrl))));
+  } finally {
+    await client.end();
+  }
+  return {
+    ownerUrl: target,
     serviceUrl: withDatabase(serviceUrl, name),
     drop: () => admin(ownerUrl, [`drop database if exists ${name} with (force)`]),
   };
