@@ -7,6 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Pool } from '../db.ts';
 import { findClosed, type RotationLimits } from '../policy/limits.ts';
 import type { BatchSize } from './pace.ts';
+import { setThrottle } from './store.ts';
 import { findLagMib, findControl, reserveRate } from './throttle-store.ts';
 
 const lookEveryMs = 500;
@@ -81,7 +82,8 @@ export class Throttle {
     if (!(await this.#isBehind())) return true;
     this.#options.size.halve();
     while (await this.#isBehind()) {
-      this.reason = `a replica is ${Math.round(this.#lagMib)} MiB behind`;
+      this.reason = `a replica that is ${Math.round(this.#lagMib)} MiB behind`;
+      await setThrottle(this.#options.pool, this.#options.run, this.reason); // no checkpoint tells it meanwhile
       if (!(await this.#sleep(2 * lookEveryMs))) return false;
     }
     return await this.#mayGoOn();

@@ -119,7 +119,7 @@ describe('rotation/throttle', () => {
     let waits = 0;
     const admitted = throttle.admit(10, () => Promise.resolve((waits += 1)));
     await sleep(700);
-    assert.match(throttle.reason!, /a replica is 100 MiB behind/);
+    assert.match(throttle.reason!, /a replica that is 100 MiB behind/);
     lag = 1;
     assert.equal(await admitted, true);
     assert.deepEqual([waits, size.rows], [1, before / 2]);
