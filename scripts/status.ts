@@ -11,6 +11,7 @@ interface Family {
   readonly versions: readonly { version: number; state: string; lastUsedAt?: string }[];
   readonly census: readonly { table: string; column: string; versions: Readonly<Record<string, number>> }[];
   readonly nextRotationAt?: string;
+  readonly warnings?: readonly string[];
 }
 
 const format = (n: number) => n.toLocaleString('en-US');
@@ -34,6 +35,7 @@ function describeFamily(family: Family): string[] {
     const text = Object.entries(counts).map(([version, n]) => `${nameVersion(version)}: ${format(n)}`);
     lines.push(`${' '.repeat(11)}${table}.${column}  ${text.length === 0 ? 'empty' : text.join('  ')}`);
   }
+  for (const warning of family.warnings ?? []) lines.push(`${' '.repeat(11)}Mind: ${warning}`);
   return lines;
 }
 

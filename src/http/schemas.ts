@@ -150,6 +150,10 @@ const keyFamily = z.object({
     }),
   ),
   nextRotationAt: time.optional(),
+  warnings: z
+    .array(z.string())
+    .optional()
+    .meta({ description: 'What makes its rotations slow or stands in their way.' }),
 });
 const columnProgress = z.object({
   table: z.string(),

@@ -3,6 +3,7 @@ import { FieldkeepError } from '../errors.ts';
 import type { KeyFamily } from '../keys/version.ts';
 import { listLastUses } from '../keys/store.ts';
 import type { Question } from '../policy/access.ts';
+import { listWarnings } from '../rotation/catalog.ts';
 import { countVersions, type ColumnCensus } from '../rotation/census.ts';
 import { databaseOf } from '../rotation/targets.ts';
 import type { Service } from '../service.ts';
@@ -33,6 +34,10 @@ async function takeCensus(service: Service, family: string): Promise<ColumnCensu
 async function describeFamily(service: Service, known: KeyFamily): Promise<object> {
   const uses = await listLastUses(service.pool, known.family);
   const census = await takeCensus(service, known.family);
+  const warnings = listWarnings(
+    service.catalog,
+    service.policy.columns.filter((each) => each.class === known.family),
+  );
   const versions = [...known.versions.values()].map(({ version, state, createdAt, activatedAt }) => ({
     version,
     state,
@@ -46,6 +51,7 @@ async function describeFamily(service: Service, known: KeyFamily): Promise<objec
     versions,
     census: census.map(({ table, column, counts }) => ({ table, column, versions: Object.fromEntries(counts) })),
     nextRotationAt: known.nextRotationAt,
+    ...(warnings.length > 0 && { warnings }),
   };
 }
 

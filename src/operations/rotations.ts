@@ -1,5 +1,7 @@
 /** GET /v1/rotations, /v1/rotations/{id} and its failures: how far runs are, and which rows do not open. */
 import { FieldkeepError } from '../errors.ts';
+import { listWarnings } from '../rotation/catalog.ts';
+import { columnsOf } from '../rotation/plan.ts';
 import { viewRun } from '../rotation/progress.ts';
 import { listFailures as findFailures } from '../rotation/failure-store.ts';
 import { findRun, listRuns, type Run } from '../rotation/store.ts';
@@ -21,6 +23,13 @@ function badCursor(): FieldkeepError {
   return new FieldkeepError('request_invalid', 'The cursor is not one that a page ended with.');
 }
 
+/** With what will make an unfinished run slow or stand in its way. */
+async function view(service: Service, run: Run): Promise<object> {
+  const shown = await viewRun(service.pool, run);
+  const warnings = run.doneAt === undefined ? listWarnings(service.catalog, columnsOf(service.policy, run)) : [];
+  return warnings.length === 0 ? shown : { ...shown, warnings };
+}
+
 export const listRotations: Operation = (service, call) =>
   performCall(service, call, { action: 'rotations', questions: questionsAbout(undefined, service) }, async () => {
     const { family, cursor, limit = limitDefault } = call.query;
@@ -28,13 +37,13 @@ export const listRotations: Operation = (service, call) =>
     const filter = { ...(family !== undefined && { family }), ...(cursor !== undefined && { before: cursor }) };
     const runs = await listRuns(service.pool, { ...filter, limit: Number(limit) + 1 });
     const page = runs.slice(0, Number(limit));
-    const items = await Promise.all(page.map((run) => viewRun(service.pool, run)));
+    const items = await Promise.all(page.map((run) => view(service, run)));
     return { body: { items, ...(runs.length > page.length && { nextCursor: page.at(-1)!.id }) } };
   });
 
 export const getRotation: Operation = (service, call) =>
   performCall(service, call, { action: 'rotations', questions: questionsAbout(undefined, service) }, async () => ({
-    body: await viewRun(service.pool, await getRun(service, call.params['id']!)),
+    body: await view(service, await getRun(service, call.params['id']!)),
   }));
 
 function parseCursor(cursor: string | undefined): [string, string, string] | undefined {

@@ -30,19 +30,30 @@ export interface TableShape {
   readonly indexed: ReadonlySet<string>;
 }
 
-/** The statement that makes the version index a column lacks. */
-export function indexSql({ schema, name, key }: TableShape, column: string): string {
-  const q = quoteIdentifier;
-  const parts = [`fieldkeep.fe_version(${q(column)})`, ...key.map((each) => q(each.name))];
-  return `create index concurrently on ${q(schema)}.${q(name)} (${parts.join(', ')});`;
-}
-
 export interface Catalog {
   readonly tables: ReadonlyMap<string, TableShape>;
   /** Why a registered table cannot be worked on, by address, in a sentence. */
   readonly problems: ReadonlyMap<string, string>;
   /** Types of the key of a registered table, by address: as it is, or as it was when somebody could look at it. */
   readonly keyTypes: ReadonlyMap<string, readonly string[]>;
+}
+
+/** The statement that makes the version index a column lacks. */
+function indexSql({ schema, name, key }: TableShape, column: string): string {
+  const q = quoteIdentifier;
+  const parts = [`fieldkeep.fe_version(${q(column)})`, ...key.map((each) => q(each.name))];
+  return `create index concurrently on ${q(schema)}.${q(name)} (${parts.join(', ')});`;
+}
+
+/** What keeps these columns from being worked on, or makes that slow, in sentences. */
+export function listWarnings({ tables, problems }: Catalog, columns: readonly RegisteredColumn[]): string[] {
+  const broken = [...new Set(columns.map(({ address }) => address))].flatMap((address) => problems.get(address) ?? []);
+  const unindexed = columns.flatMap(({ address, column }) => {
+    const table = tables.get(address);
+    if (table === undefined || table.indexed.has(column)) return [];
+    return `${address}.${column} has no version index, so every pass reads the whole table: ${indexSql(table, column)}`;
+  });
+  return [...broken, ...unindexed];
 }
 
 const integerTypes = new Set(['smallint', 'integer', 'bigint']);

@@ -11,7 +11,7 @@ import { FieldkeepError } from '../errors.ts';
 import { getReadable } from '../keys/version.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
 import { keyAfter, readBatch, type Key, type Row } from './batch.ts';
-import { formatRow, indexSql, type TableShape } from './catalog.ts';
+import { formatRow, listWarnings, type TableShape } from './catalog.ts';
 import { countVersions } from './census.ts';
 import { columnsOf, handOverMs, isSearchable, limitsOf, searchTokenTtlMs } from './plan.ts';
 import { findPast, findTableSize, upsertRehearsal, type Past } from './rehearsal-store.ts';
@@ -128,28 +128,14 @@ function predict(estimates: readonly Estimate[], waitMs: number, concurrency: nu
   return { madeAt: new Date().toISOString(), values, seconds, valuesPerSecond, walBytes };
 }
 
-function listWarnings(shop: Workshop, columns: readonly RegisteredColumn[], sampled: Sampled): string[] {
-  const warnings: string[] = [];
-  for (const address of new Set(columns.map((column) => column.address))) {
-    const problem = shop.catalog.problems.get(address);
-    if (problem !== undefined) warnings.push(problem);
-  }
-  warnings.push(...listUnindexed(shop, columns));
+function warn(shop: Workshop, columns: readonly RegisteredColumn[], sampled: Sampled): string[] {
+  const warnings = listWarnings(shop.catalog, columns);
   if (sampled.failed > 0) {
     warnings.push(
       `${sampled.failed} of ${sampled.values} values that were tried do not open: the run would end blocked.`,
     );
   }
   return warnings;
-}
-
-/** Columns without a version index, each with the statement that makes it. */
-export function listUnindexed(shop: Pick<Workshop, 'catalog'>, columns: readonly RegisteredColumn[]): string[] {
-  return columns.flatMap(({ address, column }) => {
-    const table = shop.catalog.tables.get(address);
-    if (table === undefined || table.indexed.has(column)) return [];
-    return `${address}.${column} has no version index, so every pass reads the whole table. ${indexSql(table, column)}`;
-  });
 }
 
 /** Errors: those of the databases, outages of keys. */
@@ -179,6 +165,6 @@ export async function rehearse(shop: Workshop, family: string): Promise<Rehearsa
     sample: { values: sampled.values, failed: sampled.failed },
     predicted,
     basis: estimates.every(({ past, total }) => past !== undefined || total === 0) ? 'measured' : 'assumed',
-    warnings: listWarnings(shop, columns, sampled),
+    warnings: warn(shop, columns, sampled),
   };
 }
