@@ -81,26 +81,20 @@ export function exposeSamples(
   help: Readonly<Record<string, { readonly text: string; readonly labels: readonly string[] }>>,
   read: () => Promise<readonly Sample[]>,
 ): void {
-  const gauges = new Map(
-    Object.entries(help).map(([name, { text, labels }]) => [
-      name,
-      new Gauge({ name: `fieldkeep_${name}`, help: text, labelNames: [...labels], registers: [registry] }),
-    ]),
-  );
-  const known = new Gauge({
-    name: `fieldkeep_${what}_known`,
-    help: `1 when the ${what} could be read at this scrape.`,
-    registers: [registry],
-    async collect() {
-      for (const gauge of gauges.values()) gauge.reset();
-      try {
-        for (const { name, labels, value } of await read()) gauges.get(name)?.set(labels, value);
-        known.set(1);
-      } catch {
-        known.set(0);
-      }
-    },
-  });
+  let reading: Promise<void> | undefined;
+  // A scrape asks all of them at once: they share one reading, and are shown when it is there.
+  const collect = () => (reading ??= look().finally(() => (reading = undefined)));
+  const gauge = (name: string, text: string, labels: readonly string[]) =>
+    new Gauge({ name: `fieldkeep_${name}`, help: text, labelNames: [...labels], registers: [registry], collect });
+  const gauges = new Map(Object.entries(help).map(([name, { text, labels }]) => [name, gauge(name, text, labels)]));
+  const known = gauge(`${what}_known`, `1 when the ${what} could be read at this scrape.`, []);
+
+  async function look(): Promise<void> {
+    const samples = await read().catch(() => undefined);
+    known.set(samples === undefined ? 0 : 1);
+    for (const each of gauges.values()) each.reset();
+    for (const { name, labels, value } of samples ?? []) gauges.get(name)?.set(labels, value);
+  }
 }
 
 export interface InternalPort {

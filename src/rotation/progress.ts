@@ -1,6 +1,6 @@
 /** How far a run is, as the API, the commands and the metrics show it. */
 import type { Queryable } from '../db.ts';
-import { searchTokenTtlMs } from './plan.ts';
+import { handOverMs, searchTokenTtlMs } from './plan.ts';
 import { findRangeError, listProgress, type ColumnProgress } from './range-store.ts';
 import { present, type Prediction, type Run } from './store.ts';
 
@@ -38,9 +38,17 @@ export interface RunView {
 function waitingFor(run: Run): string | undefined {
   if (run.phase === 'pending') return 'every instance to hold the new key';
   if (run.phase === 'paused') return 'somebody to resume it';
-  if (run.phase !== 'active' || run.pendingAt === undefined) return undefined;
-  const ms = searchTokenTtlMs - (run.now.getTime() - run.pendingAt.getTime());
-  return ms > 0 ? `search tokens of the old version to expire, ${Math.ceil(ms / 1000)} s` : undefined;
+  const left = (since: Date | undefined, ms: number) =>
+    since === undefined ? 0 : Math.ceil((ms - (run.now.getTime() - since.getTime())) / 1000);
+  if (run.phase === 'active') {
+    const seconds = left(run.pendingAt, searchTokenTtlMs);
+    return seconds > 0 ? `search tokens of the old version to expire, ${seconds} s` : undefined;
+  }
+  if (run.phase !== 'verifying') return undefined;
+  const seconds = left(run.activatedAt, handOverMs);
+  return seconds > 0
+    ? `answers under the old version to expire, ${seconds} s`
+    : 'transactions that write to its tables';
 }
 
 function secondsBetween(from: Date | undefined, to: Date): number {

@@ -28,7 +28,8 @@ export async function insertPass(
   walFrom: Readonly<Record<string, string>>,
 ): Promise<void> {
   const { rowCount } = await tx.query(
-    `update fieldkeep.rotations set pass = $2, planned_at = coalesce(planned_at, clock_timestamp()), blocked = null, wal_from = coalesce(wal_from, $3)
+    `update fieldkeep.rotations set pass = $2, planned_at = coalesce(planned_at, clock_timestamp()), blocked = null, wal_from = coalesce(wal_from, $3),
+       rate_at = clock_timestamp()
      where id = $1 and pass = $2 - 1 and done_at is null`,
     [run, pass, JSON.stringify(walFrom)],
   );
@@ -224,14 +225,15 @@ export async function insertCheckpoint(tx: Client, range: Range, lease: string, 
 
 const rateSmoothedOverSeconds = 10;
 
-/** Smooths the run's rate; after a pause it starts anew. */
+/** Smooths the run's rate, by all of its time while that is short; a pause does not count. */
 async function updateRate(tx: Client, run: string, values: number, throttle: string | null): Promise<void> {
   await tx.query(
     `update fieldkeep.rotations r set throttle = $3, rate_at = clock_timestamp(),
-       rate = case when s.seconds is null or s.seconds > 30 then r.rate
-         else coalesce(r.rate, $2 / s.seconds) + (1 - exp(-s.seconds / $4)) * ($2 / s.seconds - coalesce(r.rate, $2 / s.seconds))
-         end
-     from (select greatest(extract(epoch from clock_timestamp() - rate_at), 0.001)::float8 as seconds
+       rate = case when s.lately is null then r.rate
+         else coalesce(r.rate, 0) + greatest(1 - exp(-s.lately / $4), s.lately / greatest(s.ever, s.lately))
+              * ($2 / s.lately - coalesce(r.rate, 0)) end
+     from (select greatest(extract(epoch from clock_timestamp() - rate_at), 0.001)::float8 as lately,
+                  extract(epoch from clock_timestamp() - planned_at)::float8 as ever
            from fieldkeep.rotations where id = $1) s
      where r.id = $1`,
     [run, values, throttle, rateSmoothedOverSeconds],

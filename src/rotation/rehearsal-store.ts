@@ -11,14 +11,17 @@ export interface Past {
   readonly walBytesPerValue: number;
 }
 
-/** What the newest finished run took for a value of this column, if it had enough of them. */
+/**
+ * What the newest finished rotation took for a value of this column, if it had enough of them. An adoption says nothing of
+ * it: it stores several columns of a row in one UPDATE.
+ */
 export async function findPast(db: Queryable, table: string, column: string): Promise<Past | undefined> {
   const { rows } = await db.query<{ update_ms: number; wal: number }>(
     `select c.update_ms / c.done as update_ms,
             r.wal_bytes::float8 / (select sum(o.done) from fieldkeep.rotation_columns o where o.rotation = r.id) as wal
      from fieldkeep.rotation_columns c join fieldkeep.rotations r on r.id = c.rotation
      where c."table" = $1 and c."column" = $2 and c.done >= $3 and c.update_ms > 0
-       and r.done_at is not null and r.cancelled is null and r.wal_bytes is not null
+       and r.kind = 'rotation' and r.done_at is not null and r.cancelled is null and r.wal_bytes is not null
      order by r.done_at desc limit 1`,
     [table, column, pastValuesMin],
   );

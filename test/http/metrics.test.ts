@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import type { AddressInfo } from 'node:net';
-import { createMetrics, exposeFigures, listenInside } from '../../src/http/metrics.ts';
+import { createMetrics, exposeFigures, exposeSamples, listenInside } from '../../src/http/metrics.ts';
 
 describe('http/metrics', () => {
   it('answers scrapers and probes on its own local port, and nothing else', async () => {
@@ -38,5 +38,31 @@ describe('http/metrics', () => {
     server.close();
     server.closeAllConnections();
     await once(server, 'close');
+  });
+
+  it('reads gauges with labels once a scrape, and goes on without them while they cannot be read', async () => {
+    const metrics = createMetrics();
+    let reads = 0;
+    let broken = false;
+    const help = { left: { text: 'Left.', labels: ['run'] }, speed: { text: 'Speed.', labels: ['run'] } };
+    exposeSamples(metrics, 'things', help, async () => {
+      reads += 1;
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      if (broken) throw new Error('away');
+      return [
+        { name: 'left', labels: { run: 'ssn' }, value: 7 - reads },
+        { name: 'speed', labels: { run: 'ssn' }, value: 2 },
+      ];
+    });
+    const first = await metrics.registry.metrics();
+    assert.match(first, /fieldkeep_left\{run="ssn"\} 6\n/);
+    assert.match(first, /fieldkeep_speed\{run="ssn"\} 2\n/);
+    assert.match(first, /fieldkeep_things_known 1\n/);
+    assert.match(await metrics.registry.metrics(), /fieldkeep_left\{run="ssn"\} 5\n/);
+    assert.equal(reads, 2);
+    broken = true;
+    const last = await metrics.registry.metrics();
+    assert.match(last, /fieldkeep_things_known 0\n/);
+    assert.doesNotMatch(last, /fieldkeep_left\{/);
   });
 });
