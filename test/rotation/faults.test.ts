@@ -11,7 +11,7 @@ import { advance, startAdoption, startDue } from '../../src/rotation/run.ts';
 import { findRun, listRuns, listUnfinished, type Run } from '../../src/rotation/store.ts';
 import type { Service } from '../../src/service.ts';
 import { Faults, openFaultyShop, type Fault, type Mode } from './faulty.ts';
-import { openBench, openFor, sealFor, skipWaits, type Bench } from './support.ts';
+import { beReady, openBench, openFor, sealFor, skipWaits, type Bench } from './support.ts';
 
 const rows = 30;
 const columns = ['ssn', 'bank', 'salary'] as const;
@@ -76,11 +76,7 @@ describe('a run whose writes fail', () => {
       while ((await attempt(() => advance(shop, run.id))) === true);
       await skipWaits(bench.owner, run.id);
     }
-    await bench.owner.query(
-      `insert into fieldkeep.instance_ready (instance, family, version)
-       select i.id, v.family, v.version from fieldkeep.instances i, fieldkeep.key_versions v where v.state = 'pending'
-       on conflict do nothing`,
-    );
+    await beReady(bench.owner);
     await attempt(() => releaseForgotten(shop.pool, shop.instanceId, []));
     for (const range of await listFreeRanges(bench.owner)) await attempt(() => workRange(shop, range, () => false));
   }

@@ -7,11 +7,12 @@
  * Writes are counted in the order in which they are made, and those that were named fail.
  */
 import type { AuditLog } from '../../src/audit/log.ts';
-import type { Client, Pool } from '../../src/db.ts';
+import type { Client } from '../../src/db.ts';
 import { FieldkeepError } from '../../src/errors.ts';
 import { Keyring } from '../../src/keys/keyring.ts';
 import { RootKeyError, type RootKeys } from '../../src/keys/root-keys.ts';
 import type { Service } from '../../src/service.ts';
+import { interceptClient, interceptPool, replace } from './intercept.ts';
 
 export type Mode = 'lost' | 'unheard';
 
@@ -50,32 +51,10 @@ function broken(): Error {
   return Object.assign(new Error('Connection terminated unexpectedly'), { code: '08006' });
 }
 
-/** `target` with other members in the place of its own; what stays is called on `target` itself, private fields and all. */
-function replace<T extends object>(target: T, members: Partial<Record<keyof T, unknown>>): T {
-  return new Proxy(target, {
-    get(_, name) {
-      if (name in members) return members[name as keyof T];
-      const value: unknown = Reflect.get(target, name, target);
-      return typeof value === 'function' ? (value.bind(target) as unknown) : value;
-    },
-  });
-}
-
-/** What answers `query` as a pool or a client does. */
-function breakQueries<T extends Pool | Client>(db: T, faults: Faults, members: Partial<Record<keyof T, unknown>>): T {
-  const query = (...args: unknown[]): Promise<unknown> => {
-    const run = () => (db as { query(...args: unknown[]): Promise<unknown> }).query(...args);
-    const [first] = args;
-    const text = typeof first === 'string' ? first : (first as { text: string }).text;
-    if (!writing.test(text)) return run();
-    return faults.write(text.replace(/\s+/g, ' ').trim().slice(0, 90), broken, run);
-  };
-  return replace(db, { ...members, query });
-}
-
-export function breakPool(pool: Pool, faults: Faults): Pool {
-  const connect = async () => breakQueries(await pool.connect(), faults, {});
-  return breakQueries(pool, faults, { connect });
+/** Runs a statement; one that writes may fail. */
+function breaking(faults: Faults): (text: string, run: () => Promise<unknown>) => Promise<unknown> {
+  return (text, run) =>
+    writing.test(text) ? faults.write(text.replace(/\s+/g, ' ').trim().slice(0, 90), broken, run) : run();
 }
 
 function breakKeeper(rootKeys: RootKeys, faults: Faults): RootKeys {
@@ -90,7 +69,7 @@ function breakKeeper(rootKeys: RootKeys, faults: Faults): RootKeys {
 function breakAudit(audit: AuditLog, faults: Faults): AuditLog {
   const unavailable = () => new FieldkeepError('audit_unavailable', 'The audit entry could not be made durable.');
   const append: AuditLog['append'] = (records, epoch, writes) => {
-    const statements = writes && ((tx: Client) => writes(breakQueries(tx, faults, {})));
+    const statements = writes && ((tx: Client) => writes(interceptClient(tx, breaking(faults))));
     return faults.write('audit: append', unavailable, () => audit.append(records, epoch, statements));
   };
   return replace(audit, { append });
@@ -98,10 +77,10 @@ function breakAudit(audit: AuditLog, faults: Faults): AuditLog {
 
 /** A shop of the service's own instance; `close` ends what it opened. */
 export async function openFaultyShop(service: Service, faults: Faults): Promise<{ shop: Service; close: () => void }> {
-  const pool = breakPool(service.pool, faults);
+  const pool = interceptPool(service.pool, breaking(faults));
   const rootKeys = breakKeeper(service.rootKeys, faults);
   const keyring = await Keyring.open({ pool, rootKeys, onError: () => undefined });
-  const targetPool = breakPool(service.targetPool, faults);
+  const targetPool = interceptPool(service.targetPool, breaking(faults));
   const shop = { ...service, pool, targetPool, rootKeys, keyring, audit: breakAudit(service.audit, faults) };
   return { shop, close: () => keyring.close() };
 }

@@ -18,9 +18,8 @@ import { findRun, insertRun, type Run } from '../../src/rotation/store.ts';
 import { openService, type Service } from '../../src/service.ts';
 import { createDatabase, type TestDatabase } from '../support/database.ts';
 
-export const shippedPolicy: Policy = parsePolicy(
-  readFileSync(new URL('../../keys-policy.json', import.meta.url), 'utf8'),
-);
+export const policyText = readFileSync(new URL('../../keys-policy.json', import.meta.url), 'utf8');
+export const shippedPolicy: Policy = parsePolicy(policyText);
 
 export interface Bench {
   readonly database: TestDatabase;
@@ -64,8 +63,9 @@ export function sealFor(
   row: string,
   value: string,
   family = column,
+  table = 'demo.employees',
 ): string {
-  const ctx = encodeContext(family, version, { tenant: 'acme', table: 'demo.employees', column, row });
+  const ctx = encodeContext(family, version, { tenant: 'acme', table, column, row });
   return formatEnvelope(seal(key, family, version, ctx, value, 16));
 }
 
@@ -144,6 +144,15 @@ export async function skipWaits(owner: Pool, id: string): Promise<void> {
     `update fieldkeep.rotations set pending_at = pending_at - interval '1 min', activated_at = activated_at - interval '1 min'
      where id = $1`,
     [id],
+  );
+}
+
+/** As if every instance had unwrapped the canary of what is pending with its next heartbeat. */
+export async function beReady(owner: Pool): Promise<void> {
+  await owner.query(
+    `insert into fieldkeep.instance_ready (instance, family, version)
+     select i.id, v.family, v.version from fieldkeep.instances i, fieldkeep.key_versions v where v.state = 'pending'
+     on conflict do nothing`,
   );
 }
 
