@@ -10,13 +10,12 @@ import { viewRun } from '../../src/rotation/progress.ts';
 import { workRange } from '../../src/rotation/range.ts';
 import { listFreeRanges, listProgress, setRangeError } from '../../src/rotation/range-store.ts';
 import { advance } from '../../src/rotation/run.ts';
-import { findRun, type Run } from '../../src/rotation/store.ts';
+import { findRun } from '../../src/rotation/store.ts';
 import { adoptPolicy } from '../../src/service.ts';
 import { once, withMoments } from './intercept.ts';
 import {
+  activate,
   adopt,
-  beReady,
-  beginRotation,
   drive,
   fill,
   isSettled,
@@ -24,7 +23,6 @@ import {
   openFor,
   policyText,
   sealFor,
-  skipWaits,
   type Bench,
 } from './support.ts';
 
@@ -42,17 +40,6 @@ describe('what an application does meanwhile', () => {
     bench = await openBench();
   });
   afterEach(() => bench.close());
-
-  /** A rotation of ssn whose new version is active, and which waits for nothing any more. */
-  async function begin(): Promise<string> {
-    const id = await beginRotation(bench.service);
-    for (let run: Run | undefined; run?.activatedAt === undefined; run = await findRun(bench.owner, id)) {
-      await advance(bench.service, id);
-      await beReady(bench.owner);
-    }
-    await skipWaits(bench.owner, id);
-    return id;
-  }
 
   async function plan(id: string): Promise<string[]> {
     await advance(bench.service, id);
@@ -91,7 +78,7 @@ describe('what an application does meanwhile', () => {
       await fill(bench.owner, 12, valueOf);
       await adopt(bench.service);
       const before = await listRows();
-      const id = await begin();
+      const id = await activate(bench);
       const theirs = await sealed(2, 5, 'theirs');
       const unaware = await sealed(1, 8, 'unaware');
       const act = once(async () => {
@@ -139,7 +126,7 @@ describe('what an application does meanwhile', () => {
   it('an instance that has not heard of the new version writes behind the pass: another one takes it', async () => {
     await fill(bench.owner, 50, valueOf);
     await adopt(bench.service);
-    const id = await begin();
+    const id = await activate(bench);
     for (const range of await plan(id)) await workRange(bench.service, range, () => false);
     assert.equal((await findRun(bench.owner, id))!.phase, 'verifying');
     await bench.owner.query('update demo.employees set ssn = $1 where id = 3', [await sealed(1, 3, 'unaware')]);
@@ -159,7 +146,7 @@ describe('what an application does meanwhile', () => {
   it('rows that it holds locked are passed over, and taken once it lets go', async () => {
     await fill(bench.owner, 500, valueOf);
     await adopt(bench.service);
-    const id = await begin();
+    const id = await activate(bench);
     const application = await connect(bench.database.ownerUrl, { name: 'application' });
     try {
       await application.query('begin');
@@ -208,7 +195,7 @@ describe('what an application does meanwhile', () => {
     async function loseColumn(): Promise<string> {
       await fill(bench.owner, 30, valueOf);
       await adopt(bench.service);
-      const id = await begin();
+      const id = await activate(bench);
       const act = once(async () => void (await bench.owner.query(`alter table demo.employees ${alter}`)));
       const shop = withMoments(bench.service, { beforeWrite: act });
       for (const range of await plan(id))
@@ -246,7 +233,7 @@ describe('what an application does meanwhile', () => {
     // Its values are of a version that is old by then: sealed while unregistered columns were allowed.
     const key = await bench.service.keyring.getOrMake('acme', 'ssn', 1);
     const place = (row: number) => sealFor(key, 1, 'ssn', String(row), valueOf(row), 'ssn', 'demo.contractors');
-    const id = await begin();
+    const id = await activate(bench);
     const [range] = await plan(id);
     for (let row = 1; row <= 20; row += 1) {
       await bench.owner.query(`insert into demo.contractors (id, tenant, name, ssn) values ($1, 'acme', 'n', $2)`, [
