@@ -205,7 +205,9 @@ async function tryLaunch(place: Place, secrets: Secrets, options: PostgresOption
     ...options.settings,
   };
   const args = ['-D', place.data, ...Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`])];
-  const log = openSync(place.log, 'w', 0o600);
+  // A file of its own: processes of a killed server go on writing to the one that they have.
+  rmSync(place.log, { force: true });
+  const log = openSync(place.log, 'a', 0o600);
   const child = spawn(join(place.bin, 'postgres'), args, {
     ...place.user,
     cwd: '/',

@@ -132,8 +132,7 @@ describe('embedded/postgres', () => {
       await assertNoteIsThere(await start());
     });
 
-    it('waits for a statement that outlives a killed server, and starts', async function () {
-      this.retries(2); // when the orphaned backend notices is the kernel's to say
+    it('waits for a statement that outlives a killed server, and starts', async () => {
       const killed = await start();
       const client = await connect(killed.ownerUrl, { name: 'test' });
       const busyUntil = `clock_timestamp() + interval '1.5 s'`;
