@@ -107,8 +107,10 @@ function nameRows(table: string, rows: readonly string[], rank: number): RangeSp
   return specs;
 }
 
-/** Ranges for everything that is old; answers without one when nothing is. */
-export async function planPass(shop: Workshop, run: Run): Promise<void> {
+type Line = ReturnType<typeof phaseLine>;
+
+/** Ranges for everything that is old; none when nothing is. `before`: what is told together with it. */
+export async function planPass(shop: Workshop, run: Run, before: readonly Line[] = []): Promise<void> {
   const totals = await countStale(shop, run);
   const ranges: RangeSpec[] = [];
   for (const each of listTables(shop, run)) {
@@ -116,9 +118,8 @@ export async function planPass(shop: Workshop, run: Run): Promise<void> {
     if (sum(counts) > 0) ranges.push(...(await planRanges(shop, run, each, counts)));
   }
   const walFrom = await readWalPositions(shop, listTables(shop, run));
-  await appendAlways(shop, [phaseLine(run, `re-encrypting, pass ${run.pass + 1},`, sum(totals))], (tx) =>
-    insertPass(tx, run.id, run.pass + 1, ranges, totals, walFrom),
-  );
+  const line = phaseLine(run, `re-encrypting, pass ${run.pass + 1},`, sum(totals));
+  await appendAlways(shop, [...before, line], (tx) => insertPass(tx, run.id, run.pass + 1, ranges, totals, walFrom));
 }
 
 /** Tries the rows that failed in this pass once more. */
@@ -129,8 +130,9 @@ async function retryFailed(shop: Workshop, run: Run): Promise<void> {
   );
 }
 
-export async function block(shop: Workshop, run: Run, sentence: string): Promise<void> {
-  await appendAlways(shop, [phaseLine(run, 'blocked', run.failed)], (tx) => setBlocked(tx, run.id, sentence));
+export async function block(shop: Workshop, run: Run, sentence: string, before: readonly Line[] = []): Promise<void> {
+  const line = phaseLine(run, 'blocked', run.failed);
+  await appendAlways(shop, [...before, line], (tx) => setBlocked(tx, run.id, sentence));
 }
 
 /** What stands in a column and is no work for us, yet may be somebody's value, in a sentence. */
@@ -200,11 +202,11 @@ export async function verify(shop: Workshop, run: Run): Promise<void> {
     if (!(await waitOutWriters(databaseOf(shop, table), table, waitOutMaxMs))) return; // somebody still writes: next time
   }
   const stale = sum(await countStale(shop, run));
-  await appendAlways(shop, [phaseLine(run, 'verifying', stale)]);
-  if (stale > run.failed - run.waived + (await countWaived(shop, run))) return await planPass(shop, run);
-  if (run.failed > run.waived) return await block(shop, run, describeFailures(run));
+  const told = phaseLine(run, 'verifying', stale);
+  if (stale > run.failed - run.waived + (await countWaived(shop, run))) return await planPass(shop, run, [told]);
+  if (run.failed > run.waived) return await block(shop, run, describeFailures(run), [told]);
   const obstacle = await findObstacle(shop, run);
-  if (obstacle !== undefined) return await block(shop, run, obstacle);
+  if (obstacle !== undefined) return await block(shop, run, obstacle, [told]);
   const walBytes = await measureWal(shop, run);
-  await appendAlways(shop, [phaseLine(run, 'end')], (tx) => setDone(tx, run.id, run.pass, walBytes));
+  await appendAlways(shop, [told, phaseLine(run, 'end')], (tx) => setDone(tx, run.id, run.pass, walBytes));
 }

@@ -28,7 +28,7 @@ import { hasVersion } from './census.ts';
 import { appendAlways, phaseLine } from './entries.ts';
 import { block, findProblem, listTables, planPass, verify } from './pass.ts';
 import { columnsOf, handOverMs, isSearchable, limitsOf, searchTokenTtlMs } from './plan.ts';
-import { listUnfinishedTables } from './range-store.ts';
+import { findRangeError, listUnfinishedTables } from './range-store.ts';
 import type { Workshop } from './scan.ts';
 import {
   claimRun,
@@ -121,10 +121,11 @@ async function lookAgain(shop: DriverShop): Promise<DriverShop> {
 /** A run of which nothing is left but ranges of tables that cannot be worked on waits for a person. */
 async function checkTables(shop: DriverShop, run: Run): Promise<void> {
   const left = await listUnfinishedTables(shop.pool, run.id);
-  if (left.length === 0 || left.some((address) => !shop.catalog.problems.has(address))) return;
-  const { catalog } = await lookAgain(shop);
-  const problem = catalog.problems.get(left[0]!);
-  if (problem !== undefined) await block(shop, run, `${problem} It goes on by itself when that is mended.`);
+  const isSuspect = left.some((address) => shop.catalog.problems.has(address));
+  if (!isSuspect && (await findRangeError(shop.pool, run.id)) === undefined) return;
+  const { problems } = (await lookAgain(shop)).catalog;
+  if (left.length === 0 || left.some((address) => !problems.has(address))) return;
+  await block(shop, run, `${problems.get(left[0]!)} It goes on by itself when that is mended.`);
 }
 
 async function unblock(shop: DriverShop, run: Run): Promise<void> {

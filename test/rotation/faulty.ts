@@ -12,7 +12,7 @@ import { FieldkeepError } from '../../src/errors.ts';
 import { Keyring } from '../../src/keys/keyring.ts';
 import { RootKeyError, type RootKeys } from '../../src/keys/root-keys.ts';
 import type { Service } from '../../src/service.ts';
-import { interceptClient, interceptPool, replace } from './intercept.ts';
+import { interceptClient, interceptPool, interceptTargets, replace } from './intercept.ts';
 
 export type Mode = 'lost' | 'unheard';
 
@@ -80,7 +80,7 @@ export async function openFaultyShop(service: Service, faults: Faults): Promise<
   const pool = interceptPool(service.pool, breaking(faults));
   const rootKeys = breakKeeper(service.rootKeys, faults);
   const keyring = await Keyring.open({ pool, rootKeys, onError: () => undefined });
-  const targetPool = interceptPool(service.targetPool, breaking(faults));
-  const shop = { ...service, pool, targetPool, rootKeys, keyring, audit: breakAudit(service.audit, faults) };
+  const targets = interceptTargets(service.targets, breaking(faults));
+  const shop = { ...service, pool, targets, rootKeys, keyring, audit: breakAudit(service.audit, faults) };
   return { shop, close: () => keyring.close() };
 }

@@ -1,5 +1,6 @@
 /** A shop in which something happens between the statements on the customer's tables. */
 import type { Client, Pool } from '../../src/db.ts';
+import type { Targets } from '../../src/rotation/targets.ts';
 import type { Service } from '../../src/service.ts';
 
 export interface Moments {
@@ -47,18 +48,27 @@ export function interceptPool(pool: Pool, run: Run): Pool {
   return interceptQueries(pool, run, { connect });
 }
 
+/** Every database of the customer's. */
+export function interceptTargets(targets: Targets, run: Run): Targets {
+  const find: Targets['find'] = (name) => {
+    const pool = targets.find(name);
+    return pool && interceptPool(pool, run);
+  };
+  return replace(targets, { find });
+}
+
 const isRead = (text: string) => /^\s*select\b[^]*\border by\b[^]*\blimit\b/i.test(text) && !/\boffset\b/i.test(text);
 const isWrite = (text: string) => /^\s*(update|with\b[^]*\bupdate\b)/i.test(text);
 
 export function withMoments(service: Service, { afterRead, beforeWrite, afterWrite }: Moments): Service {
-  const targetPool = interceptPool(service.targetPool, async (text, run) => {
+  const targets = interceptTargets(service.targets, async (text, run) => {
     if (isWrite(text)) await beforeWrite?.();
     const answer = await run();
     if (isRead(text)) await afterRead?.();
     if (isWrite(text)) await afterWrite?.();
     return answer;
   });
-  return replace(service, { targetPool });
+  return replace(service, { targets });
 }
 
 /** `act` the first time that it is called; whoever calls meanwhile waits for it, too. */
