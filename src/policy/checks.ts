@@ -127,7 +127,7 @@ function checkIssuers(file: PolicyFile, add: Add): void {
 function checkApprovals(file: PolicyFile, add: Add): void {
   for (const [name, approval] of Object.entries(file.approvals ?? {})) {
     const at = joinPath(['approvals', name]);
-    if (name !== 'destroy') add(at, 'only destroy takes approvals');
+    if (name !== 'destroy' && name !== 'waive') add(at, 'only destroy and waive take approvals');
     for (const [i, member] of approval.group.entries()) {
       if (!Object.hasOwn(file.people, member)) add(`${at}.group[${i}]`, 'there is no person of this name');
     }

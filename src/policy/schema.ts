@@ -206,7 +206,12 @@ export const policySchema = z.strictObject({
   classes: z.record(className, fieldClass).describe('Kinds of sensitive values; each has its own keys.'),
   agents: z.record(name, agent).describe('Programs that ask.'),
   people: z.record(name, person).describe('People who ask, and people on whose behalf agents ask.'),
-  approvals: z.record(z.string(), approval).optional().describe('Calls that more than one person has to agree to.'),
+  approvals: z
+    .record(z.string(), approval)
+    .optional()
+    .describe(
+      'Calls that other people have to agree to: destroy, and waive, which goes by destroy where it is absent.',
+    ),
   columns: z.array(column).describe('Every column that holds envelopes: rotation goes through all of them.'),
 });
 

@@ -133,7 +133,7 @@ const crossChecks: [string, (file: PolicyFile) => void, string][] = [
   [
     'approval of another call',
     (f) => (f.approvals!['rotate'] = f.approvals!['destroy']!),
-    'approvals.rotate: only des',
+    'approvals.rotate: only destroy and waive',
   ],
   ['a group of strangers', (f) => (f.approvals!['destroy']!.group[1] = 'x'), 'approvals.destroy.group[1]: there is no'],
   [
@@ -199,7 +199,7 @@ describe('policy/checks', () => {
       file.classes['salary']!.edges = ['-10', '0', '0.5', '50000'];
       file.classes['plan'] = { ...file.classes['bank']!, bind: 'column', views: ['masked'], defaultView: 'masked' };
       file.columns.push({ ...file.columns[0]!, table: 'demo.people', tenant: { value: 'acme' }, key: ['a', 'b'] });
-      delete file.approvals;
+      file.approvals = { waive: { group: ['security-lead'], n: 1, within: 'PT1H' } };
     });
   });
 });
