@@ -13,9 +13,10 @@ import { beginEntry, perform, toFieldkeepError, type Attempt, type Call, type Re
 
 export interface Computed {
   readonly status?: number;
-  readonly body: unknown;
+  readonly body?: unknown;
   readonly location?: string;
-  readonly writes?: (tx: Client) => Promise<void>;
+  /** What they answer, if anything, is the body: it then shows what they have made. */
+  readonly writes?: (tx: Client) => Promise<unknown>;
   /** More members for the entry: keyVersion, count. */
   readonly facts?: Partial<Entry>;
 }
@@ -27,28 +28,53 @@ export function decideAny(policy: Policy, principal: Principal, questions: reado
   return decisions.find((each) => each.decision === 'allow') ?? decisions[0] ?? fallback;
 }
 
-/** Runs a call whose entry says `action` and whose right is any of `questions`. */
+/** Every one must be allowed: answers the first refusal, else the first decision. */
+function decideAll(policy: Policy, principal: Principal, questions: readonly [Question, ...Question[]]): Decision {
+  const decisions = questions.map((question) => decide(policy, principal, question));
+  return decisions.find((each) => each.decision === 'deny') ?? decisions[0]!;
+}
+
+/** For a call whose right depends on what it finds: decides once more. Errors: `forbidden` unless all are allowed. */
+export type Narrow = (what: {
+  readonly class?: string;
+  readonly questions: readonly [Question, ...Question[]];
+}) => void;
+
+/** Runs a call whose entry says `action` and whose right is any of `questions`, and what `compute` narrows it to. */
 export function performCall(
   service: Service,
   call: Call,
   what: { readonly action: string; readonly class?: string; readonly questions: readonly Question[] },
-  compute: () => Promise<Computed> | Computed,
+  compute: (narrow: Narrow) => Promise<Computed> | Computed,
 ): Promise<Result> {
   return perform(service, call, async (): Promise<Attempt> => {
     const { policy } = service;
     const entry = beginEntry(call, what.action);
     entry.policyVersion = policy.version;
-    if (what.class !== undefined && policy.classes.has(what.class)) entry.class = what.class;
-    try {
-      const decision = decideAny(policy, call.principal, what.questions);
+    const judge = (decision: Decision, className: string | undefined) => {
+      if (className !== undefined && policy.classes.has(className)) entry.class = className;
       entry.decision = decision.decision;
       entry.ruleId = decision.ruleId;
       mustAllow(decision);
-      const { facts, writes, ...answer } = await compute();
+    };
+    try {
+      judge(decideAny(policy, call.principal, what.questions), what.class);
+      const { facts, writes, ...rest } = await compute((more) =>
+        judge(decideAll(policy, call.principal, more.questions), more.class),
+      );
       const record = { line: formatEntry({ ...entry, ...facts }) };
-      return { record, answer, ...(writes !== undefined && { writes }) };
+      const answer = { ...rest, body: rest.body };
+      if (writes === undefined) return { record, answer };
+      const write = async (tx: Client) => {
+        answer.body = (await writes(tx)) ?? rest.body;
+      };
+      return { record, answer, writes: write };
     } catch (failure) {
       const error = toFieldkeepError(service, toUnavailable(failure));
+      if (error.code === 'forbidden' && entry.decision === 'allow') {
+        entry.decision = 'deny'; // by more than a grant
+        delete entry.ruleId;
+      }
       entry.outcome = entry.decision === 'deny' ? 'denied' : 'failed';
       entry.code = error.code;
       return { record: { line: formatEntry(entry) }, error };

@@ -7,7 +7,8 @@
  *   4. release  only now does the caller see the result, and only while it is fresh
  *
  * An attempt that is refused or fails leaves its entry in the same way before its error is thrown. When the epoch moved
- * between 1 and 3 (a key was activated, the policy changed) nothing was stored, and the attempt starts again at 1.
+ * between 1 and 3 (a key was activated, the policy changed), or the writes find what they rest on changed, nothing was
+ * stored, and the attempt starts again at 1.
  */
 import { StaleEpoch, isFresh, type AuditRecord } from '../audit/log.ts';
 import { formatEntry, type Entry } from '../audit/entry.ts';
@@ -25,6 +26,8 @@ export interface Call {
   readonly params: Readonly<Record<string, string>>;
   readonly query: Readonly<Record<string, string | undefined>>;
   readonly idempotencyKey?: string;
+  /** The approval that the call is to run under. */
+  readonly approvalId?: string;
   /** When the caller stops waiting, on the clock of performance.now(). */
   readonly deadline: number;
 }
@@ -48,9 +51,12 @@ export interface Attempt {
   readonly writes?: (tx: Client) => Promise<void>;
 }
 
+/** Thrown by `writes`: what was computed does not hold any more. Nothing is stored, and it is computed again. */
+export class Overtaken extends Error {}
+
 const attemptsMax = 10;
 
-/** Steps 3 and 4 around `attempt`, which does 1 and 2 and is called again when the epoch moved. */
+/** Steps 3 and 4 around `attempt`, which does 1 and 2; called again when the epoch moved or its writes were overtaken. */
 export async function perform(
   service: Service,
   call: Call,
@@ -64,6 +70,7 @@ export async function perform(
     try {
       receipt = await service.audit.append([record], epoch, writes);
     } catch (failure) {
+      if (failure instanceof Overtaken) continue;
       if (!(failure instanceof StaleEpoch)) throw failure;
       await service.keyring.refresh();
       continue;
