@@ -20,6 +20,10 @@ grant select, insert, update on fieldkeep.rotations, fieldkeep.rotation_columns,
 grant select, insert, update, delete on fieldkeep.rotation_failures to :service;
 grant select, insert, update on fieldkeep.rotation_rehearsals, fieldkeep.registered_tables to :service;
 
+-- approvals: what was asked and decided stays
+grant select, insert, update (used_at) on fieldkeep.approvals to :service;
+grant select, insert on fieldkeep.approval_decisions to :service;
+
 -- the demo's table: what re-encryption needs, and no more
 grant usage on schema demo to :service;
 grant select (id, tenant, ssn, ssn_eq, bank, salary), update (ssn, ssn_eq, bank, salary) on demo.employees to :service;

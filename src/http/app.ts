@@ -13,7 +13,7 @@ import type { Call, Result } from '../operations/perform.ts';
 import type { Principal } from '../policy/access.ts';
 import type { Health } from '../service.ts';
 import type { Authenticate } from './authenticate.ts';
-import { checkBodyHeaders, parseJson, readBody, refuseBody, RequestAborted } from './body.ts';
+import { checkBodyHeaders, hasBody, parseJson, readBody, refuseBody, RequestAborted } from './body.ts';
 import { Exchange, type Edge } from './exchange.ts';
 import { describeApi } from './openapi.ts';
 import { routes, type OperationName, type Route } from './routes.ts';
@@ -131,12 +131,11 @@ async function admit(backend: Backend, route: Route, exchange: Exchange, req: Re
   const pending = backend.authenticate(req);
   const { principal, known } = pending instanceof Promise ? await pending : pending;
   exchange.principal = principal;
-  if (route.body !== undefined) checkBodyHeaders(req);
-  else refuseBody(req);
-  const body = route.body && checkBody(route.body, parseJson(await awaitBody(exchange, req)));
+  const body = await admitBody(route, exchange, req);
   const query = checkQuery(route.query, req.url);
   const params = checkParams(req.params as Record<string, string>);
-  const idempotencyKey = readIdempotencyKey(req);
+  const idempotencyKey = readKey(req, 'Idempotency-Key');
+  const approvalId = readKey(req, 'Approval-Id');
   if (!known) throw new FieldkeepError('forbidden', 'The policy does not know this principal.');
   return {
     requestId: exchange.requestId,
@@ -146,7 +145,18 @@ async function admit(backend: Backend, route: Route, exchange: Exchange, req: Re
     query,
     deadline: exchange.deadline,
     ...(idempotencyKey !== undefined && { idempotencyKey }),
+    ...(approvalId !== undefined && { approvalId }),
   };
+}
+
+async function admitBody(route: Route, exchange: Exchange, req: Request): Promise<object | undefined> {
+  if (route.body === undefined) {
+    refuseBody(req);
+    return undefined;
+  }
+  if (route.body.optional === true && !hasBody(req)) return {};
+  checkBodyHeaders(req);
+  return checkBody(route.body, parseJson(await awaitBody(exchange, req)));
 }
 
 async function awaitBody(exchange: Exchange, req: Request): Promise<Buffer> {
@@ -156,11 +166,11 @@ async function awaitBody(exchange: Exchange, req: Request): Promise<Buffer> {
   return bytes;
 }
 
-function readIdempotencyKey(req: Request): string | undefined {
-  const key = req.headers['idempotency-key'];
+function readKey(req: Request, name: 'Idempotency-Key' | 'Approval-Id'): string | undefined {
+  const key = req.headers[name.toLowerCase()];
   if (key === undefined) return undefined;
   if (typeof key === 'string' && /^[\x21-\x7e]{1,128}$/.test(key)) return key;
-  throw new FieldkeepError('request_invalid', 'Idempotency-Key: 1 to 128 visible ASCII characters.');
+  throw new FieldkeepError('request_invalid', `${name}: 1 to 128 visible ASCII characters.`);
 }
 
 /** Answers a request that became no call, once its entry is durable; without the entry it is a 503. */

@@ -35,12 +35,14 @@ export function checkBodyHeaders(req: IncomingMessage): void {
   }
 }
 
+export function hasBody({ headers }: IncomingMessage): boolean {
+  const length = headers['content-length'];
+  return headers['transfer-encoding'] !== undefined || (length !== undefined && length !== '0');
+}
+
 /** For calls that take none: a body would be an argument that nobody reads. */
 export function refuseBody(req: IncomingMessage): void {
-  const length = req.headers['content-length'];
-  if (req.headers['transfer-encoding'] !== undefined || (length !== undefined && length !== '0')) {
-    throw new FieldkeepError('request_invalid', 'This call takes no body.');
-  }
+  if (hasBody(req)) throw new FieldkeepError('request_invalid', 'This call takes no body.');
 }
 
 /**

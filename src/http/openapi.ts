@@ -1,7 +1,7 @@
 /** The description of the API (OpenAPI 3.1), made from the route table and the schemas that validate. */
 import { statuses } from './problem.ts';
 import { routes, type Route } from './routes.ts';
-import { jsonSchema, problemAnswer, type AnswerSchema } from './schemas.ts';
+import { jsonSchema, pendingAnswer, problemAnswer, type AnswerSchema } from './schemas.ts';
 
 type Json = Readonly<Record<string, unknown>>;
 
@@ -18,16 +18,21 @@ function parameters(route: Route): Json[] {
     required: false,
     schema: jsonSchema(schema as AnswerSchema),
   }));
-  return [...inPath, ...inQuery];
+  const approvalId = { name: 'Approval-Id', in: 'header', required: false, schema: { type: 'string', maxLength: 128 } };
+  return [...inPath, ...inQuery, ...(route.approval === true ? [approvalId] : [])];
 }
 
 function requestBody(route: Route): Json | undefined {
   if (route.body === undefined) return undefined;
   const forms = [route.body.one, ...(route.body.batch ? [route.body.batch] : [])].map(jsonSchema);
   return {
-    required: true,
+    required: route.body.optional !== true,
     content: { 'application/json': { schema: forms.length === 1 ? forms[0] : { anyOf: forms } } },
   };
+}
+
+function describeAnswer(description: string, answer: AnswerSchema): Json {
+  return { description, content: { 'application/json': { schema: jsonSchema(answer) } } };
 }
 
 function describeRoute(route: Route): Json {
@@ -38,7 +43,8 @@ function describeRoute(route: Route): Json {
     parameters: parameters(route),
     ...(body && { requestBody: body }),
     responses: {
-      [status]: { description: 'Done.', content: { 'application/json': { schema: jsonSchema(route.answer) } } },
+      [status]: describeAnswer('Done.', route.answer),
+      ...(route.approval === true && { 202: describeAnswer('Waits until other people agree.', pendingAnswer) }),
       default: { $ref: '#/components/responses/Problem' },
     },
   };

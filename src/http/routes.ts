@@ -17,6 +17,13 @@ export type OperationName =
   | 'listRotations'
   | 'getRotation'
   | 'listFailures'
+  | 'waiveFailures'
+  | 'pauseRotation'
+  | 'resumeRotation'
+  | 'cancelRotation'
+  | 'listApprovals'
+  | 'getApproval'
+  | 'decideApproval'
   | 'listEntries';
 
 export interface Route {
@@ -28,6 +35,8 @@ export interface Route {
   readonly body?: s.BodySchema;
   readonly query: s.QuerySchema;
   readonly answer: s.AnswerSchema;
+  /** Other people may have to agree first: the answer is then 202, and `Approval-Id` names what they agreed to. */
+  readonly approval?: boolean;
 }
 
 const post = (
@@ -73,6 +82,16 @@ export const routes: readonly Route[] = [
   get('/v1/rotations', 'listRotations', 'rotations', s.rotationsQuery, s.rotationsAnswer),
   get('/v1/rotations/:id', 'getRotation', 'rotations', s.noQuery, s.rotationAnswer),
   get('/v1/rotations/:id/failures', 'listFailures', 'rotations', s.pageQuery, s.failuresAnswer),
+  {
+    ...post('/v1/rotations/:id/failures/waive', 'waiveFailures', 'waive', s.waiveBody, s.waiverAnswer),
+    approval: true,
+  },
+  post('/v1/rotations/:id/pause', 'pauseRotation', 'rotate', s.controlBody, s.rotationAnswer),
+  post('/v1/rotations/:id/resume', 'resumeRotation', 'rotate', s.controlBody, s.rotationAnswer),
+  post('/v1/rotations/:id/cancel', 'cancelRotation', 'rotate', s.controlBody, s.rotationAnswer),
+  get('/v1/approvals', 'listApprovals', 'approvals', s.pageQuery, s.approvalsAnswer),
+  get('/v1/approvals/:id', 'getApproval', 'approvals', s.noQuery, s.approvalAnswer),
+  post('/v1/approvals/:id/decisions', 'decideApproval', 'approve', s.decisionBody, s.approvalAnswer),
   get('/v1/audit/entries', 'listEntries', 'audit', s.entriesQuery, s.entriesAnswer),
-  // here follow: pause, resume, cancel and waive of a rotation, destroy, approvals, audit export, checkpoint and proofs
+  // here follow: destroy, audit export, checkpoint and proofs
 ];

@@ -51,6 +51,8 @@ export type AnswerSchema = z.ZodType;
 export interface BodySchema {
   readonly one: z.ZodType<object>;
   readonly batch?: z.ZodType<object>;
+  /** No body at all is an empty object. */
+  readonly optional?: true;
 }
 
 export const encryptBody: BodySchema = compiled(encryptOne, batchOf(encryptOne, sharedPurpose));
@@ -70,6 +72,10 @@ export const rotateBody: BodySchema = compiled(
     dryRun: z.boolean().optional(),
   }),
 );
+const reason = z.string().min(1).max(500).meta({ description: 'For the people who read the audit log.' });
+export const controlBody: BodySchema = { ...compiled(z.strictObject({ reason: reason.optional() })), optional: true };
+export const waiveBody: BodySchema = compiled(z.strictObject({ reason }));
+export const decisionBody: BodySchema = compiled(z.strictObject({ decision: z.enum(['approve', 'deny']), reason }));
 
 function compiled(one: z.ZodType<object>, batch?: z.ZodType<object>): BodySchema {
   return { one: z.compile(one), ...(batch && { batch: z.compile(batch) }) };
@@ -217,7 +223,43 @@ const rotation = z.object({
   doneAt: time.optional(),
 });
 const principal = z.object({ system: z.boolean(), agent: z.string().optional(), person: z.string().optional() });
-const failure = z.object({ table: z.string(), column: z.string(), row: z.string(), code: z.string(), notedAt: time });
+const failure = z.object({
+  table: z.string(),
+  column: z.string(),
+  row: z.string(),
+  code: z.string(),
+  notedAt: time,
+  waivedAt: time.optional().meta({ description: 'Given up by approval.' }),
+});
+const failedColumns = z
+  .array(z.object({ table: z.string(), column: z.string(), rows: z.int(), digest: z.string() }))
+  .meta({ description: 'Rows by column; the digest is SHA-256 over each row and its code.' });
+const waiver = z.object({
+  rotationId: z.string(),
+  approvalId: z.string(),
+  waived: z.int().meta({ description: 'Rows that were given up.' }),
+  failures: failedColumns,
+});
+const requester = z.object({ agent: z.string().optional(), person: z.string().optional() });
+const approval = z.object({
+  id: z.string(),
+  status: z.enum(['pending', 'approved', 'denied', 'expired', 'used']),
+  action: z.enum(['destroy', 'waive']),
+  about: z.string().meta({ description: 'The path of what it is done to.' }),
+  details: z.object({ failures: failedColumns.optional() }),
+  reason: z.string(),
+  requestedBy: requester,
+  createdAt: time,
+  expiresAt: time.meta({ description: 'To decide by; once approved, to use it by.' }),
+  required: z.int(),
+  received: z.int(),
+  approvers: z.array(z.string()).meta({ description: 'The people whose decision counts.' }),
+  decisions: z.array(
+    z.object({ person: z.string(), decision: z.enum(['approve', 'deny']), reason: z.string(), decidedAt: time }),
+  ),
+  requestDigest: z.string().meta({ description: 'base64url of SHA-256 over the request as RFC 8785 JSON.' }),
+  usedAt: time.optional(),
+});
 const entry = z.object({ index: z.int().min(0), entry: z.record(z.string(), z.union([z.string(), z.number()])) });
 
 export const encryptAnswer = oneOrItems(encrypted);
@@ -231,6 +273,18 @@ export const keysAnswer = listOf(keyFamily);
 export const rotationAnswer = rotation;
 export const rotationsAnswer = listOf(rotation);
 export const failuresAnswer = listOf(failure);
+export const waiverAnswer = waiver;
+export const approvalAnswer = approval;
+export const approvalsAnswer = listOf(approval);
+/** The answer to a call that waits until other people agree. */
+export const pendingAnswer = z.object({
+  status: z.literal('pending'),
+  approvalId: z.string(),
+  expiresAt: time,
+  required: z.int(),
+  received: z.int(),
+  requestDigest: z.string(),
+});
 export const entriesAnswer = listOf(entry);
 export const problemAnswer = z.object({
   type: z.string(),

@@ -1,5 +1,7 @@
 /** Every operation by its name, bound to a service: what stands behind the HTTP edge. */
 import type { Service } from '../service.ts';
+import { decideApproval, getApproval, listApprovals } from './approvals.ts';
+import { cancelRotation, pauseRotation, resumeRotation } from './control.ts';
 import { decrypt } from './decrypt.ts';
 import { encrypt } from './encrypt.ts';
 import { listEntries } from './entries.ts';
@@ -10,6 +12,7 @@ import { reencrypt } from './reencrypt.ts';
 import { rotate } from './rotate.ts';
 import { getRotation, listFailures, listRotations } from './rotations.ts';
 import { searchTokens } from './search-tokens.ts';
+import { waiveFailures } from './waive.ts';
 import { whoami } from './whoami.ts';
 
 const operations = {
@@ -25,6 +28,13 @@ const operations = {
   listRotations,
   getRotation,
   listFailures,
+  waiveFailures,
+  pauseRotation,
+  resumeRotation,
+  cancelRotation,
+  listApprovals,
+  getApproval,
+  decideApproval,
   listEntries,
 } as const satisfies Record<string, Operation>;
 

@@ -2,6 +2,7 @@
 import { FieldkeepError } from '../errors.ts';
 import { listWarnings } from '../rotation/catalog.ts';
 import { columnsOf } from '../rotation/plan.ts';
+import type { Question } from '../policy/access.ts';
 import { viewRun } from '../rotation/progress.ts';
 import { listFailures as findFailures } from '../rotation/failure-store.ts';
 import { findRun, listRuns, type Run } from '../rotation/store.ts';
@@ -11,15 +12,16 @@ import { questionsAbout } from './keys.ts';
 import type { Operation } from './perform.ts';
 
 const limitDefault = '100';
-const uuidPattern = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
+export const uuidPattern = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 
-async function getRun(service: Service, id: string): Promise<Run> {
+/** Errors: `not_found`. */
+export async function getRun(service: Service, id: string): Promise<Run> {
   const run = uuidPattern.test(id) ? await findRun(service.pool, id) : undefined;
   if (run === undefined) throw new FieldkeepError('not_found', 'There is no rotation with this id.');
   return run;
 }
 
-function badCursor(): FieldkeepError {
+export function badCursor(): FieldkeepError {
   return new FieldkeepError('request_invalid', 'The cursor is not one that a page ended with.');
 }
 
@@ -41,8 +43,13 @@ export const listRotations: Operation = (service, call) =>
     return { body: { items, ...(runs.length > page.length && { nextCursor: page.at(-1)!.id }) } };
   });
 
+/** Whoever is to agree to giving up rows of a run may see it, too. */
+function questionsOnRun(service: Service): Question[] {
+  return [...questionsAbout(undefined, service), { action: 'approve' }];
+}
+
 export const getRotation: Operation = (service, call) =>
-  performCall(service, call, { action: 'rotations', questions: questionsAbout(undefined, service) }, async () => ({
+  performCall(service, call, { action: 'rotations', questions: questionsOnRun(service) }, async () => ({
     body: await view(service, await getRun(service, call.params['id']!)),
   }));
 
@@ -60,7 +67,7 @@ function parseCursor(cursor: string | undefined): [string, string, string] | und
 }
 
 export const listFailures: Operation = (service, call) =>
-  performCall(service, call, { action: 'rotations', questions: questionsAbout(undefined, service) }, async () => {
+  performCall(service, call, { action: 'rotations', questions: questionsOnRun(service) }, async () => {
     const { cursor, limit = limitDefault } = call.query;
     const run = await getRun(service, call.params['id']!);
     const found = await findFailures(service.pool, run.id, Number(limit) + 1, parseCursor(cursor));

@@ -46,6 +46,32 @@ describe('http/app', () => {
     assert.equal(test.refused.length, 0);
   });
 
+  it('hands on the approval that a call is to run under', async () => {
+    const path = '/v1/rotations/7/failures/waive';
+    await test.ask({ path, body: { reason: 'lost' }, headers: { 'approval-id': 'a1' } });
+    await test.ask({ path, body: { reason: 'lost' } });
+    assert.deepEqual(
+      test.calls.map(({ call }) => call.approvalId),
+      ['a1', undefined],
+    );
+    const answer = await test.ask({ path, body: { reason: 'lost' }, headers: { 'approval-id': 'a 1' } });
+    assert.equal(answer.body['code'], 'request_invalid');
+  });
+
+  it('takes no body for an empty object where a call says so, and nowhere else', async () => {
+    const post = (path: string, more: object = {}) => test.ask({ method: 'POST', path, ...more });
+    assert.equal((await post('/v1/rotations/7/pause')).status, 200);
+    assert.equal((await post('/v1/rotations/7/pause', { body: { reason: 'x' } })).status, 200);
+    assert.deepEqual(
+      test.calls.map(({ call }) => call.body),
+      [{}, { reason: 'x' }],
+    );
+    const text = { body: 'reason', headers: { 'content-type': 'text/plain' } };
+    assert.equal((await post('/v1/rotations/7/pause', text)).status, 415);
+    assert.equal((await post('/v1/rotations/7/pause', { body: '[]' })).status, 400);
+    assert.equal((await post('/v1/rotations/7/failures/waive')).status, 415);
+  });
+
   it('logs an allow-list: no URL, no query, no body, no header but the bounded id of the client', async () => {
     await test.ask({ path: `/v1/audit/entries?tenant=acme&limit=7`, headers: { 'x-request-id': 'mine-1' } });
     await test.ask({ path: '/livez', headers: { 'x-request-id': `${secret} ${'x'.repeat(80)}` } });

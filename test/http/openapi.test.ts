@@ -25,7 +25,7 @@ const openapi31 = {
       required: ['name', 'in', 'schema'],
       properties: {
         name: { type: 'string' },
-        in: { enum: ['path', 'query'] },
+        in: { enum: ['path', 'query', 'header'] },
         required: { type: 'boolean' },
         schema: { type: 'object' },
       },
@@ -134,6 +134,17 @@ describe('http/openapi', () => {
     };
     visit(api.paths);
     assert.ok(schemas > routes.length);
+  });
+
+  it('says which calls may wait for other people, and which take no body', () => {
+    type Described = { parameters: { name: string }[]; responses: object; requestBody: { required: boolean } };
+    const at = (path: string) => api.paths[path]!['post'] as unknown as Described;
+    const waive = at('/v1/rotations/{id}/failures/waive');
+    assert.deepEqual(Object.keys(waive.responses), ['200', '202', 'default']);
+    assert.ok(waive.parameters.some(({ name }) => name === 'Approval-Id'));
+    const pause = at('/v1/rotations/{id}/pause');
+    assert.deepEqual(Object.keys(pause.responses), ['200', 'default']);
+    assert.deepEqual([waive.requestBody.required, pause.requestBody.required], [true, false]);
   });
 
   it('says what validation says', () => {
