@@ -1,88 +1,110 @@
 /**
- * npm run rotate -- FAMILY [--wait] [--reason "…"] [--compromised] [--dry-run] [--json]
+ * npm run rotate -- FAMILY [--wait] [--reason "…"] [--compromised] [--dry-run]
+ * npm run rotate -- FAMILY --pause | --resume | --cancel [--reason "…"]
+ * npm run rotate -- FAMILY --waive --reason "…" [--approval ID]
+ * npm run rotate -- --approve ID | --deny ID --as NAME --reason "…"
  *
- * Starts a rotation of a key family, as the operator; with --wait follows it to its end.
+ * Starts a rotation of a key family, as the operator, and with --wait follows it to its end; or holds, goes on with or gives
+ * up the one under way; or gives up its rows that do not open, once other people have agreed. --json for scripts.
  */
 import { parseArgs } from 'node:util';
 import { StartupError } from '../src/errors.ts';
 import { followRun, type RunProgress } from './progress.ts';
-import { formatSeconds, getService, mustBeOk, openApi, run, type Caller } from './support.ts';
+import { controlRun, operator } from './rotate/control.ts';
+import { describeDryRun, type DryRun } from './rotate/dry-run.ts';
+import { decide, waive } from './rotate/waive.ts';
+import { getService, mustBeOk, openApi, run, type Api } from './support.ts';
 
-const usage = 'Usage: npm run rotate -- FAMILY [--wait] [--reason "…"] [--compromised] [--dry-run] [--json]';
-const operator: Caller = { name: 'operator' };
+const usage = `Usage: npm run rotate -- FAMILY [--wait] [--reason "…"] [--compromised] [--dry-run]
+       npm run rotate -- FAMILY --pause | --resume | --cancel [--reason "…"]
+       npm run rotate -- FAMILY --waive --reason "…" [--approval ID]
+       npm run rotate -- --approve ID | --deny ID --as NAME --reason "…"
+       --json for scripts`;
+
+const flag = { type: 'boolean', default: false } as const;
+const text = { type: 'string' } as const;
+const options = {
+  ...{ wait: flag, compromised: flag, 'dry-run': flag, json: flag, reason: text, approval: text, as: text },
+  ...{ pause: flag, resume: flag, cancel: flag, waive: flag, approve: text, deny: text },
+};
+
+interface Form {
+  readonly takes: readonly string[];
+  readonly needs: readonly string[];
+  /** Whether it is about a family; the others name an approval. */
+  readonly family: boolean;
+}
+
+const control: Form = { family: true, takes: ['reason'], needs: [] };
+const decision: Form = { family: false, takes: [], needs: ['as', 'reason'] };
+/** The forms of the command, by the option that makes it one. An option that a form does not take is a mistake in it. */
+const forms = {
+  start: { family: true, takes: ['wait', 'compromised', 'dry-run', 'reason'], needs: [] },
+  ...{ pause: control, resume: control, cancel: control },
+  waive: { family: true, takes: ['approval'], needs: ['reason'] },
+  ...{ approve: decision, deny: decision },
+} satisfies Record<string, Form>;
 
 function readArguments() {
+  let parsed;
   try {
-    return parseArgs({
-      allowPositionals: true,
-      options: {
-        wait: { type: 'boolean', default: false },
-        reason: { type: 'string' },
-        compromised: { type: 'boolean', default: false },
-        'dry-run': { type: 'boolean', default: false },
-        json: { type: 'boolean', default: false },
-      },
-    });
+    parsed = parseArgs({ allowPositionals: true, options });
   } catch {
     throw new StartupError(usage);
   }
+  const { values, positionals } = parsed;
+  const given = Object.entries(values).flatMap(([name, value]) => (value === false || name === 'json' ? [] : [name]));
+  const named = given.filter((name) => name in forms) as (keyof typeof forms)[];
+  const form = named[0] ?? 'start';
+  const { takes, needs, family }: Form = forms[form];
+  const rest = given.filter((name) => name !== form);
+  const fits = rest.every((name) => takes.includes(name) || needs.includes(name));
+  if (!fits || !needs.every((name) => rest.includes(name)) || positionals.length !== (family ? 1 : 0)) {
+    throw new StartupError(usage);
+  }
+  return { form, values, family: positionals[0] ?? '' };
 }
 
-interface DryRun extends RunProgress {
-  readonly sample: { readonly values: number; readonly failed: number };
-  readonly predicted: { readonly seconds: number; readonly valuesPerSecond: number; readonly walBytes: number };
-  readonly basis: 'measured' | 'assumed';
-  readonly warnings: readonly string[];
-  readonly nextRotationAt?: string;
-}
-
-const count = (n: number) => n.toLocaleString('en-US');
-
-function describeDryRun({
-  family,
-  version,
-  columns,
-  sample,
-  predicted,
-  basis,
-  warnings,
-  nextRotationAt,
-}: DryRun): string {
-  const { seconds, valuesPerSecond, walBytes } = predicted;
-  const from = basis === 'measured' ? 'as earlier runs took' : 'no run has been measured yet, so this is a guess';
-  return [
-    `A rotation of ${family} would make version ${version} and re-encrypt:`,
-    ...columns.map(({ table, column, total }) => `  ${table}.${column}: ${count(total)} values`),
-    `Tried ${count(sample.values)} of them: ${count(sample.values - sample.failed)} open.`,
-    `About ${formatSeconds(seconds)} at ${count(valuesPerSecond)} values/s, ${count(Math.round(walBytes / 2 ** 20))} MiB of log (${from}).`,
-    ...warnings.map((warning) => `Mind: ${warning}`),
-    nextRotationAt === undefined ? 'It has no schedule.' : `By schedule it rotates on ${nextRotationAt.slice(0, 10)}.`,
-  ].join('\n');
-}
+type Arguments = ReturnType<typeof readArguments>;
 
 function describe(answer: RunProgress, dryRun: boolean): string {
   if (dryRun) return describeDryRun(answer as DryRun);
   return `Rotation ${answer.id} of ${answer.family} to version ${answer.version} has started. Follow it: npm run status`;
 }
 
+async function start(api: Api, { family, values }: Arguments): Promise<void> {
+  const body = {
+    ...(values.reason !== undefined && { reason: values.reason }),
+    ...(values.compromised && { compromised: true }),
+    ...(values['dry-run'] && { dryRun: true }),
+  };
+  const path = `/v1/keys/${encodeURIComponent(family)}/rotate`;
+  const answer = mustBeOk(await api.call(operator, 'POST', path, body)) as unknown as RunProgress;
+  if (!values.json) process.stdout.write(`${describe(answer, values['dry-run'])}\n`);
+  const follow = values.wait && !values['dry-run'];
+  const last = follow ? await followRun(api, answer.id, { quiet: values.json }) : answer;
+  if (values.json) process.stdout.write(`${JSON.stringify(last)}\n`);
+  if (last.phase === 'blocked') process.exitCode = 1;
+}
+
+async function obey(api: Api, asked: Arguments): Promise<void> {
+  const { form, family, values } = asked;
+  const { reason, approval, as: name } = values;
+  if (form === 'start') return await start(api, asked);
+  const told =
+    form === 'waive'
+      ? await waive(api, family, reason!, approval)
+      : form === 'approve' || form === 'deny'
+        ? await decide(api, { id: values[form]!, decision: form, as: name!, reason: reason! })
+        : await controlRun(api, family, form, reason);
+  process.stdout.write(values.json ? `${JSON.stringify(told.body)}\n` : told.text);
+}
+
 await run(async () => {
-  const { values, positionals } = readArguments();
-  const [family] = positionals;
-  if (family === undefined || positionals.length > 1) throw new StartupError(usage);
+  const asked = readArguments();
   const api = await openApi(getService());
   try {
-    const body = {
-      ...(values.reason !== undefined && { reason: values.reason }),
-      ...(values.compromised && { compromised: true }),
-      ...(values['dry-run'] && { dryRun: true }),
-    };
-    const path = `/v1/keys/${encodeURIComponent(family)}/rotate`;
-    const answer = mustBeOk(await api.call(operator, 'POST', path, body)) as unknown as RunProgress;
-    if (!values.json) process.stdout.write(`${describe(answer, values['dry-run'])}\n`);
-    const follow = values.wait && !values['dry-run'];
-    const last = follow ? await followRun(api, answer.id, { quiet: values.json }) : answer;
-    if (values.json) process.stdout.write(`${JSON.stringify(last)}\n`);
-    if (last.phase === 'blocked') process.exitCode = 1;
+    await obey(api, asked);
   } finally {
     api.close();
   }

@@ -55,7 +55,13 @@ export interface Answer {
 }
 
 export interface Api {
-  call(caller: Caller, method: 'GET' | 'POST', path: string, body?: unknown): Promise<Answer>;
+  call(
+    caller: Caller,
+    method: 'GET' | 'POST',
+    path: string,
+    body?: unknown,
+    headers?: Readonly<Record<string, string>>,
+  ): Promise<Answer>;
   close(): void;
 }
 
@@ -81,18 +87,30 @@ export async function openApi(service: RunningService): Promise<Api> {
   }
 
   return {
-    async call(caller, method, path, body) {
+    async call(caller, method, path, body, headers = {}) {
       const token = await tokenFor(caller);
       const text = body === undefined ? undefined : JSON.stringify(body);
-      return await send(new URL(path, service.url), agent, method, token, text);
+      return await send(
+        new URL(path, service.url),
+        agent,
+        method,
+        { ...headers, authorization: `Bearer ${token}` },
+        text,
+      );
     },
     close: () => agent.destroy(),
   };
 }
 
-function send(url: URL, agent: Agent, method: string, token: string, text: string | undefined): Promise<Answer> {
+function send(
+  url: URL,
+  agent: Agent,
+  method: string,
+  own: Readonly<Record<string, string>>,
+  text: string | undefined,
+): Promise<Answer> {
   const headers = {
-    authorization: `Bearer ${token}`,
+    ...own,
     ...(text !== undefined && { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) }),
   };
   return new Promise((resolve, reject) => {

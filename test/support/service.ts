@@ -45,6 +45,9 @@ export interface TestService {
   readonly service: Service;
   readonly owner: Pool;
   readonly issuer: Issuer;
+  /** Its state: the issuer's key and the local authority, as commands look for them. */
+  readonly home: string;
+  readonly url: string;
   /** All that was logged. */
   readonly logged: () => string;
   readonly metrics: () => Promise<string>;
@@ -117,6 +120,8 @@ export async function openTestService(options: TestServiceOptions = {}): Promise
     service,
     owner,
     issuer,
+    home,
+    url: `https://127.0.0.1:${port}`,
     logged: () => logged,
     metrics: () => metrics.registry.metrics(),
     async call(name, method, path, body, { tenant = 'acme', token, headers = {} } = {}) {
