@@ -26,11 +26,13 @@ export interface Question {
   readonly view?: View;
   /** Claimed by the caller. */
   readonly purpose?: string;
+  /** Whether the key version of the value is compromised; only grants that say so cover it then. */
+  readonly compromised?: boolean;
 }
 
 export interface Decision {
   readonly decision: 'allow' | 'deny';
-  /** The grant or deny that decided; `default` when nothing allows it. */
+  /** The grant or deny that decided; `default` when nothing allows it, `compromised` when only that stands against it. */
   readonly ruleId: string;
   readonly policyVersion: string;
   /** How much to reveal; with `decrypt` only. */
@@ -68,7 +70,8 @@ function rightOf(
   if (cell === undefined) return refused('default');
   if (cell.deny !== undefined) return refused(cell.deny);
   let best: Right | undefined;
-  for (const { id, view, purposes } of cell.allow) {
+  for (const { id, view, purposes, compromised } of cell.allow) {
+    if (question.compromised === true && !compromised) continue;
     if (purposes !== undefined && (question.purpose === undefined || !purposes.has(question.purpose))) continue;
     if (view === undefined || fieldClass === undefined) return { ruleId: id, allowed: true };
     if (best === undefined || rank(fieldClass, view) < rank(fieldClass, best.view!)) {
@@ -138,11 +141,7 @@ function findNarrowest(fieldClass: FieldClass, rights: readonly Right[]): Right 
   return { ...rights[places.indexOf(place)]!, view: fieldClass.views[place]! };
 }
 
-/**
- * Decides. Errors: `request_invalid` for a view that is not on the class's ladder. For a class that does not exist the
- * answer is allow only where a grant for every class allows it; the caller then says that the class is unknown.
- */
-export function decide(policy: Policy, who: Principal, question: Question): Decision {
+function weigh(policy: Policy, who: Principal, question: Question): Decision {
   const fieldClass = question.class === undefined ? undefined : policy.classes.get(question.class);
   const { view } = question;
   if (view !== undefined && fieldClass !== undefined && !fieldClass.views.includes(view)) {
@@ -162,6 +161,19 @@ export function decide(policy: Policy, who: Principal, question: Question): Deci
   }
   const usual = Math.max(highest, rank(fieldClass, fieldClass.defaultView));
   return { ...allow, view: fieldClass.views[usual]! };
+}
+
+/**
+ * Decides. Errors: `request_invalid` for a view that is not on the class's ladder. For a class that does not exist the
+ * answer is allow only where a grant for every class allows it; the caller then says that the class is unknown.
+ *
+ * Who would be refused anyway is refused for that, and does not learn that a version is compromised.
+ */
+export function decide(policy: Policy, who: Principal, question: Question): Decision {
+  const decision = weigh(policy, who, question);
+  if (decision.decision === 'allow' || question.compromised !== true) return decision;
+  const otherwise = weigh(policy, who, { ...question, compromised: false });
+  return otherwise.decision === 'deny' ? otherwise : { ...decision, ruleId: 'compromised' };
 }
 
 /**

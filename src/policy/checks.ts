@@ -5,7 +5,7 @@
 import { findLocalIssuer, identitiesOf } from './compile.ts';
 import { joinPath, type Problem } from './problems.ts';
 import type { PolicyFile, PrincipalEntry } from './schema.ts';
-import { parseScope, systemActions } from './scope.ts';
+import { openingActions, parseScope, systemActions } from './scope.ts';
 import { parseDecimal } from './views.ts';
 
 type Add = (path: string, message: string) => void;
@@ -76,6 +76,9 @@ function checkGrants(file: PolicyFile, principal: PrincipalEntry, at: string, ad
     }
     if (principal.system !== true && systemActions.has(action)) {
       add(place, `${action} spans tenants: it needs a person with "system": true`);
+    }
+    if (typeof grant !== 'string' && grant.compromised === true && !openingActions.has(action)) {
+      add(`${at}.grants[${i}].compromised`, `${action} opens no value: only decrypt, match and reencrypt do`);
     }
   }
   for (const [i, scope] of (principal.deny ?? []).entries()) checkScope(file, scope, `${at}.deny[${i}]`, true, add);

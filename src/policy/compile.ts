@@ -13,6 +13,8 @@ export interface Rule {
   /** The highest view of a decrypt grant on this class's ladder. */
   readonly view?: View;
   readonly purposes?: ReadonlySet<string>;
+  /** Also covers values whose key version is compromised. */
+  readonly compromised: boolean;
 }
 
 export interface Cell {
@@ -67,7 +69,9 @@ function toRule(grant: GrantEntry, id: string, action: string, fieldClass: Field
   const purposes = typeof grant === 'string' ? undefined : grant.when?.purpose;
   const view = action === 'decrypt' ? viewOnLadder(fieldClass, scope.view) : undefined;
   if (action === 'decrypt' && fieldClass !== undefined && view === undefined) return undefined;
-  return { id, ...(view !== undefined && { view }), ...(purposes !== undefined && { purposes: new Set(purposes) }) };
+  const compromised = typeof grant !== 'string' && grant.compromised === true && fieldClass?.compromised !== 'deny';
+  const conditions = purposes !== undefined && { purposes: new Set(purposes) };
+  return { id, compromised, ...(view !== undefined && { view }), ...conditions };
 }
 
 function compileCell(
@@ -105,7 +109,9 @@ function compileCells(
 function describeGrant(grant: GrantEntry): string {
   if (typeof grant === 'string') return grant;
   const purposes = grant.when?.purpose;
-  return purposes === undefined ? grant.scope : `${grant.scope} when purpose is ${purposes.join(' or ')}`;
+  const covers = grant.compromised === true ? ' including compromised versions' : '';
+  const conditions = purposes === undefined ? '' : ` when purpose is ${purposes.join(' or ')}`;
+  return `${grant.scope}${covers}${conditions}`;
 }
 
 export function findLocalIssuer(file: PolicyFile): string | undefined {

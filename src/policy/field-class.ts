@@ -19,4 +19,6 @@ export interface FieldClass {
   readonly mask: string;
   readonly edges?: readonly string[];
   readonly rotation: RotationLimits;
+  /** Who opens values of a compromised version: grants that say so, or nobody. */
+  readonly compromised: 'grants' | 'deny';
 }

@@ -105,14 +105,9 @@ function parseFile(text: string): PolicyFile {
 }
 
 function toClass(name: string, entry: PolicyFile['classes'][string]): FieldClass {
-  const { normalise, edges, rotation, ...rest } = entry;
-  return {
-    name,
-    ...rest,
-    ...(normalise !== undefined && { normalise }),
-    ...(edges !== undefined && { edges }),
-    rotation: toLimits(rotation),
-  };
+  const { normalise, edges, rotation, compromised = 'grants', ...rest } = entry;
+  const optional = { ...(normalise !== undefined && { normalise }), ...(edges !== undefined && { edges }) };
+  return { name, ...rest, compromised, rotation: toLimits(rotation), ...optional };
 }
 
 function toColumn(entry: PolicyFile['columns'][number]): RegisteredColumn {

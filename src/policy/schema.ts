@@ -129,6 +129,10 @@ const fieldClass = z.strictObject({
     .optional()
     .describe('Where buckets begin, ascending, as texts. With the view bucket only.'),
   rotation: rotationLimits.optional(),
+  compromised: z
+    .enum(['grants', 'deny'])
+    .optional()
+    .describe('Who opens values of a compromised version: grants that say so (where absent), or nobody.'),
 });
 
 const conditions = z
@@ -140,7 +144,13 @@ const conditions = z
     when: ({ issues }) => issues.length === 0, // a misspelled one is told as that
   })
   .describe('The grant counts only when all of this is so.');
-const grant = z.union([scope, z.strictObject({ scope, when: conditions.optional() })]);
+const compromised = z
+  .literal(true)
+  .describe('Also covers values whose key version is compromised. For decrypt, match and reencrypt.');
+const grant = z.union([
+  scope,
+  z.strictObject({ scope, when: conditions.optional(), compromised: compromised.optional() }),
+]);
 const identities = z
   .array(
     z.strictObject({

@@ -17,6 +17,9 @@ export type Action = (typeof fieldActions)[number] | (typeof plainActions)[numbe
 /** Rights of system principals only. `audit` may also be a tenant's own. */
 export const systemActions: ReadonlySet<string> = new Set(['rotate', 'destroy', 'approve', 'policy']);
 
+/** Actions that open an envelope. */
+export const openingActions: ReadonlySet<string> = new Set(['decrypt', 'match', 'reencrypt']);
+
 export interface Scope {
   /** '*' only in a deny. */
   readonly action: Action | '*';

@@ -23,7 +23,7 @@ describe('rotation/failure-store', () => {
     await nextPass();
   });
 
-  const nextPass = () => transaction(bench.service.pool, (tx) => insertPass(tx, run, (pass += 1), [], []));
+  const nextPass = () => transaction(bench.service.pool, (tx) => insertPass(tx, run, (pass += 1), [], [], {}));
   const fail = (rows: readonly string[], code = 'decryption_failed', column = 'ssn') =>
     transaction(bench.service.pool, (tx) =>
       insertFailures(
