@@ -48,19 +48,39 @@ export interface KeyState {
   readonly families: ReadonlyMap<string, KeyFamily>;
 }
 
-/** The family's active version; `keys_not_ready` when there is none yet. */
+/** The version that a rotation of the family makes: one that is pending already is taken up again. */
+export function nextVersionOf(family: KeyFamily | undefined): number {
+  return family?.pending ?? Math.max(0, ...(family?.versions.keys() ?? [])) + 1;
+}
+
+/** Whether the version is compromised: only grants that say so open its values then, and nothing is sealed under it. */
+export function isCompromised(state: KeyState, family: string, version: number): boolean {
+  return state.families.get(family)?.versions.get(version)?.state === 'compromised';
+}
+
+/** The version whose compromise left the family without an active one; undefined when there is one, or never was. */
+export function findClosed(family: KeyFamily | undefined): KeyVersion | undefined {
+  if (family === undefined || family.active !== undefined) return undefined;
+  return [...family.versions.values()].findLast((each) => each.state === 'compromised');
+}
+
+/** The family's active version; `keys_not_ready` when there is none yet, or none since the last one was compromised. */
 export function getActive(state: KeyState, family: string): KeyVersion {
   const found = state.families.get(family);
   const version = found?.active === undefined ? undefined : found.versions.get(found.active);
-  if (version === undefined) {
-    throw new FieldkeepError('keys_not_ready', `Family ${family} has no active key version yet.`, {
-      retryAfterSeconds: 1,
-    });
-  }
-  return version;
+  if (version !== undefined) return version;
+  const closed = findClosed(found);
+  const detail =
+    closed === undefined
+      ? `Family ${family} has no active key version yet.`
+      : `Version ${closed.version} of family ${family} is compromised; version ${nextVersionOf(found)} is on its way.`;
+  throw new FieldkeepError('keys_not_ready', detail, { retryAfterSeconds: 1 });
 }
 
-/** A version that may still open envelopes. Errors: `version_unknown`, `version_destroyed`, `forbidden` if compromised. */
+/**
+ * A version that may still open envelopes; who may, where it is compromised, is the policy's to say. Errors:
+ * `version_unknown`, `version_destroyed`.
+ */
 export function getReadable(state: KeyState, family: string, version: number): KeyVersion {
   const found = state.families.get(family)?.versions.get(version);
   if (found === undefined || found.state === 'pending') {

@@ -10,8 +10,9 @@
 import { formatEntry, formatItem, itemsRoot, type Entry, type Item } from '../audit/entry.ts';
 import { encodeContext, type Context } from '../crypto/context.ts';
 import { DataKey, rowDigest } from '../crypto/data-key.ts';
+import type { Envelope } from '../crypto/envelope.ts';
 import { FieldkeepError } from '../errors.ts';
-import { auditFamily, getActive, getReadable, type KeyState, type KeyVersion } from '../keys/version.ts';
+import { auditFamily, getActive, getReadable, isCompromised, type KeyState, type KeyVersion } from '../keys/version.ts';
 import { decide, type Decision, type Question } from '../policy/access.ts';
 import { findColumn, type FieldClass, type Policy, type RegisteredColumn } from '../policy/policy.ts';
 import { isCanonicalRow } from '../rotation/catalog.ts';
@@ -51,6 +52,8 @@ export interface Reading {
   readonly place: Place;
   /** Where the value moves, if it does. */
   readonly to?: Place;
+  /** What is opened, if anything is. */
+  readonly envelope?: Pick<Envelope, 'family' | 'version'>;
 }
 
 export interface Verb<I, R extends Reading> {
@@ -67,15 +70,24 @@ interface Ran {
   readonly error?: FieldkeepError;
 }
 
-function forbidden(decision: Decision): FieldkeepError {
-  const scope = decision.missingScope;
-  const detail = scope === undefined ? 'The policy does not allow this.' : `The principal lacks the scope ${scope}.`;
-  return new FieldkeepError('forbidden', detail, scope === undefined ? {} : { missingScope: scope });
+function forbidden({ ruleId, missingScope: scope }: Decision, opened: Reading['envelope']): FieldkeepError {
+  if (scope === undefined) return new FieldkeepError('forbidden', 'The policy does not allow this.');
+  const detail =
+    ruleId === 'compromised' && opened !== undefined
+      ? `Version ${opened.version} of family ${opened.family} is compromised, and no grant of ${scope} covers that.`
+      : `The principal lacks the scope ${scope}.`;
+  return new FieldkeepError('forbidden', detail, { missingScope: scope });
 }
 
 /** Throws `forbidden`, naming the missing scope, unless the decision is allow. */
-export function mustAllow(decision: Decision): void {
-  if (decision.decision === 'deny') throw forbidden(decision);
+export function mustAllow(decision: Decision, opened?: Reading['envelope']): void {
+  if (decision.decision === 'deny') throw forbidden(decision, opened);
+}
+
+/** Only the picture of key state is asked, whether the version is compromised: nothing is looked up before the decision. */
+function decideReading({ policy, state }: Work, { principal }: Call, { question, envelope }: Reading): Decision {
+  const compromised = envelope !== undefined && isCompromised(state, envelope.family, envelope.version);
+  return decide(policy, principal, compromised ? { ...question, compromised } : question);
 }
 
 function runItem<I, R extends Reading>(verb: Verb<I, R>, work: Work, call: Call, item: I): MaybePromise<Ran> {
@@ -92,9 +104,9 @@ function runItem<I, R extends Reading>(verb: Verb<I, R>, work: Work, call: Call,
     reading = verb.read(item, work.policy);
     checkRow(work, reading.question.class, reading.place);
     if (reading.to !== undefined) checkRow(work, reading.question.class, reading.to);
-    decision = decide(work.policy, call.principal, reading.question);
+    decision = decideReading(work, call, reading);
     if (decision.view !== undefined) facts.view = decision.view;
-    mustAllow(decision);
+    mustAllow(decision, reading.envelope);
     const answer = verb.compute(work, item, reading, decision, facts);
     if (answer instanceof Promise) {
       const [read, decided] = [reading, decision];

@@ -1,18 +1,22 @@
 /**
  * POST /v1/keys/{family}/rotate: starts a rotation and answers it at once; it goes on by itself. With `dryRun` it only says
- * what a rotation would do. With an Idempotency-Key, a call whose answer was lost is answered again and not done twice.
+ * what a rotation would do. With `compromised` the active version is closed before the answer: no envelope of it is stored
+ * from then on. With an Idempotency-Key, a call whose answer was lost is answered again and not done twice.
  */
 import { createHash, randomUUID } from 'node:crypto';
+import { waitOutIntake } from '../audit/store.ts';
 import { canonicalJson } from '../crypto/canonical.ts';
+import { toUnavailable } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
+import { inProgress, planEmergency, recordEmergency } from '../rotation/emergency.ts';
 import { viewRun } from '../rotation/progress.ts';
 import { rehearse } from '../rotation/rehearsal.ts';
 import { nextVersion } from '../rotation/run.ts';
-import { findRun, findUnfinished, insertRun, type Run } from '../rotation/store.ts';
+import { findRun, findUnfinished, insertRun } from '../rotation/store.ts';
 import type { Service } from '../service.ts';
 import { performCall, type Computed } from './call.ts';
 import { findAnswer, insertAnswer } from './idempotency.ts';
-import type { Call, Operation } from './perform.ts';
+import { toFieldkeepError, type Call, type Operation } from './perform.ts';
 
 interface RotateBody {
   readonly reason?: string;
@@ -34,45 +38,85 @@ async function describeRehearsal(service: Service, family: string): Promise<Comp
   return { status: 200, body };
 }
 
-function inProgress(run: Pick<Run, 'id'>, family: string): FieldkeepError {
-  return new FieldkeepError('rotation_in_progress', `Family ${family} is rotating already.`, { rotationId: run.id });
+interface Asked {
+  readonly family: string;
+  readonly reason?: string;
+  readonly requestedBy: string;
+}
+
+function describeAsked({ principal: { agent, person } }: Call, family: string, { reason }: RotateBody): Asked {
+  return { family, requestedBy: person ?? agent ?? 'unknown', ...(reason !== undefined && { reason }) };
+}
+
+/** The answer to a call that begins a run, kept in the transaction that records the run. */
+function answerBegun(
+  call: Call,
+  asked: Asked,
+  { id, version }: { readonly id: string; readonly version: number },
+  record: NonNullable<Computed['writes']>,
+): Computed {
+  const body = { id, kind: 'rotation', version, phase: 'pending', columns: [], ...asked };
+  return {
+    status: 202,
+    body,
+    location: `/v1/rotations/${id}`,
+    facts: { keyVersion: version },
+    async writes(tx) {
+      await record(tx);
+      await insertAnswer(tx, call, { status: 202, body });
+    },
+  };
 }
 
 async function begin(service: Service, call: Call, family: string, body: RotateBody): Promise<Computed> {
   const standing = await findUnfinished(service.pool, family);
   if (standing !== undefined) throw inProgress(standing, family);
-  const { agent, person } = call.principal;
-  const id = randomUUID();
-  const version = nextVersion(service, family);
-  const requestedBy = person ?? agent ?? 'unknown';
-  const run = {
-    id,
-    kind: 'rotation',
-    family,
-    version,
-    requestedBy,
-    ...(body.reason !== undefined && { reason: body.reason }),
-    ...(body.compromised !== undefined && { compromised: body.compromised }),
-  } as const;
-  const answer = { id, kind: 'rotation', family, version, phase: 'pending', columns: [], requestedBy };
-  return {
-    status: 202,
-    body: answer,
-    location: `/v1/rotations/${id}`,
-    facts: { keyVersion: version },
-    async writes(tx) {
-      if (!(await insertRun(tx, run))) {
-        const other = await findUnfinished(tx, family);
-        throw other === undefined ? new FieldkeepError('conflict', 'Try again.') : inProgress(other, family);
-      }
-      await insertAnswer(tx, call, { status: 202, body: answer });
-    },
-  };
+  const asked = describeAsked(call, family, body);
+  const run = { id: randomUUID(), version: nextVersion(service, family) };
+  return answerBegun(call, asked, run, async (tx) => {
+    if (await insertRun(tx, { ...run, kind: 'rotation', ...asked })) return;
+    const other = await findUnfinished(tx, family);
+    throw other === undefined ? new FieldkeepError('conflict', 'Try again.') : inProgress(other, family);
+  });
+}
+
+function activeOf({ keyring }: Service, family: string): number | undefined {
+  return keyring.state.families.get(family)?.active;
+}
+
+/** `meant` was active when the call came. It is closed also when another has become active since. */
+async function beginEmergency(
+  service: Service,
+  call: Call,
+  family: string,
+  body: RotateBody,
+  meant: number | undefined,
+): Promise<Computed> {
+  const known = service.keyring.state.families.get(family);
+  if (known === undefined) throw new FieldkeepError('keys_not_ready', `Family ${family} has no key version yet.`);
+  const standing = await findUnfinished(service.pool, family);
+  const planned = planEmergency(known, standing, randomUUID());
+  const closes = [...new Set([meant, known.active])].filter((version) => version !== undefined);
+  const asked = describeAsked(call, family, body);
+  const begun = answerBegun(call, asked, planned, (tx) => recordEmergency(tx, planned, { ...asked, closes }));
+  const said = closes.map((version) => `version ${version} is compromised`);
+  if (planned.supersedes !== undefined) said.push(`rotation ${planned.supersedes} is superseded`);
+  return { ...begun, facts: { ...begun.facts, ...(said.length > 0 && { purpose: said.join(', ') }) } };
+}
+
+/** Waits until nothing that was computed while the closed version stood can be stored any more. */
+async function settle(service: Service): Promise<void> {
+  try {
+    await waitOutIntake(service.pool);
+  } catch (error) {
+    throw toFieldkeepError(service, toUnavailable(error));
+  }
 }
 
 export const rotate: Operation = async (service, call) => {
   const family = call.params['family']!;
   const body = call.body as RotateBody;
+  const meant = activeOf(service, family);
   const digest = createHash('sha256')
     .update(canonicalJson(['rotate', family, body]))
     .digest('base64url');
@@ -86,6 +130,9 @@ export const rotate: Operation = async (service, call) => {
         throw new FieldkeepError('class_unknown', 'There is no class of this name.');
       if (body.dryRun === true) return await describeRehearsal(service, family);
       const known = await findAnswer(service.pool, keyed);
+      if (known === undefined && body.compromised === true) {
+        return await beginEmergency(service, keyed, family, body, meant);
+      }
       if (known === undefined) return await begin(service, keyed, family, body);
       const run = await findRun(service.pool, (known.body as { id: string }).id);
       const now = run === undefined ? known.body : await viewRun(service.pool, run);
@@ -93,5 +140,6 @@ export const rotate: Operation = async (service, call) => {
     },
   );
   service.wake();
+  if (body.compromised === true && body.dryRun !== true) await settle(service);
   return result;
 };

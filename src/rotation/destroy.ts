@@ -49,6 +49,8 @@ function checkTurn(found: KeyFamily | undefined, { family, version }: Destructio
   if (asked.state === 'active' || asked.state === 'pending') {
     throw conflict(`Version ${version} of family ${family} is ${asked.state}: rotate first.`);
   }
+  // A compromised version may be the last one: nothing that follows says how far its root key may go.
+  if (found.active === undefined) throw conflict(`Family ${family} has no active version: rotate first.`);
   const older = [...found.versions.values()].find((each) => each.version < version && each.state !== 'destroyed');
   if (older === undefined) return asked;
   throw conflict(`Versions are destroyed oldest first: version ${older.version} of family ${family} still stands.`);

@@ -22,6 +22,7 @@ import {
   setNextRotation,
 } from '../keys/store.ts';
 import { findClosed } from '../policy/limits.ts';
+import { nextVersionOf } from '../keys/version.ts';
 import { nextRotation } from '../policy/schedule.ts';
 import { loadCatalog, type TableShape } from './catalog.ts';
 import { hasVersion } from './census.ts';
@@ -93,7 +94,7 @@ async function activate(shop: DriverShop, run: Run, family: string, version: num
   const rotateEvery = shop.policy.classes.get(family)?.rotateEvery;
   await appendAlways(shop, [phaseLine(run, 'activation')], async (tx) => {
     if (await activateVersion(tx, family, version)) await raiseEpoch(tx);
-    if (run.compromised) await setCompromised(tx, family, version - 1);
+    if (run.compromised) await setCompromised(tx, family, version - 1); // mostly the call that asked for it did
     if (rotateEvery !== undefined) await setNextRotation(tx, family, nextRotation(new Date(), rotateEvery));
   });
   await finishActivation(shop, run);
@@ -190,10 +191,9 @@ export async function listWorkable(shop: Workshop): Promise<string[]> {
   return workable;
 }
 
-/** The version that a rotation of the family would make now. */
+/** The version that a rotation of the family would make now; one that a cancelled run left pending is taken up again. */
 export function nextVersion(shop: Pick<Workshop, 'keyring'>, family: string): number {
-  const versions = shop.keyring.state.families.get(family)?.versions;
-  return Math.max(0, ...(versions?.keys() ?? [])) + 1;
+  return nextVersionOf(shop.keyring.state.families.get(family));
 }
 
 /** Starts a rotation of every family whose time has come; once, however many processes look. */
