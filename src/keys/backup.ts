@@ -94,7 +94,7 @@ const rank = (state: VersionState) => states.indexOf(state);
 
 /** The states on the way from one to another, both ends included; the database allows no other steps. */
 function pathOf(from: VersionState, to: VersionState): VersionState[] {
-  if (to === 'compromised' && rank(from) >= rank('active')) return [from, 'compromised'];
+  if (to === 'compromised') return from === 'pending' ? [from, 'active', to] : [from, to];
   return states.filter((each) => each !== 'compromised' && rank(each) >= rank(from) && rank(each) <= rank(to));
 }
 

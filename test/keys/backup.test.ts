@@ -81,6 +81,28 @@ describe('a backup of wrapped keys', () => {
     ]);
   });
 
+  it('closes here what was compromised there, whatever it is here', async () => {
+    const text = await exportKeys(it_.service.pool);
+    await importKeys(pool, parseBackup(text));
+    const versionLine = (version: number, state: string) => ({
+      ...{ family: 'salary', version, state, transitVersion: version, bind: 'row', normalise: null, indexes: [] },
+      ...{ createdAt: '2026-01-01T00:00:00Z', activatedAt: null },
+    });
+    const importStates = async (...states: string[]) => {
+      const lines = [text.split('\n')[0], ...states.map((state, i) => JSON.stringify(versionLine(i + 1, state)))];
+      await importKeys(pool, parseBackup(lines.join('\n')));
+      const { rows } = await pool.query<{ state: string }>(
+        `select state from fieldkeep.key_versions where family = 'salary' order by version`,
+      );
+      assert.deepEqual(
+        rows.map(({ state }) => state),
+        states,
+      );
+    };
+    await importStates('active', 'pending');
+    await importStates('compromised', 'compromised', 'active');
+  });
+
   it('imports nothing when file and database disagree, or the file is damaged', async () => {
     const text = await exportKeys(it_.service.pool);
     await importKeys(pool, parseBackup(text));
