@@ -67,11 +67,6 @@ function readArguments() {
 
 type Arguments = ReturnType<typeof readArguments>;
 
-function describe(answer: RunProgress, dryRun: boolean): string {
-  if (dryRun) return describeDryRun(answer as DryRun);
-  return `Rotation ${answer.id} of ${answer.family} to version ${answer.version} has started. Follow it: npm run status`;
-}
-
 async function start(api: Api, { family, values }: Arguments): Promise<void> {
   const body = {
     ...(values.reason !== undefined && { reason: values.reason }),
@@ -80,7 +75,8 @@ async function start(api: Api, { family, values }: Arguments): Promise<void> {
   };
   const path = `/v1/keys/${encodeURIComponent(family)}/rotate`;
   const answer = mustBeOk(await api.call(operator, 'POST', path, body)) as unknown as RunProgress;
-  if (!values.json) process.stdout.write(`${describe(answer, values['dry-run'])}\n`);
+  const told = values['dry-run'] ? describeDryRun(answer as DryRun) : describeStart(answer, values.compromised);
+  if (!values.json) process.stdout.write(`${told}\n`);
   const follow = values.wait && !values['dry-run'];
   const last = follow ? await followRun(api, answer.id, { quiet: values.json }) : answer;
   if (values.json) process.stdout.write(`${JSON.stringify(last)}\n`);
