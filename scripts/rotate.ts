@@ -67,6 +67,17 @@ function readArguments() {
 
 type Arguments = ReturnType<typeof readArguments>;
 
+function describeStart({ id, family, version = 0 }: RunProgress, compromised: boolean): string {
+  const started = `Rotation ${id} of ${family} to version ${version} has started. Follow it: npm run status`;
+  if (!compromised) return started;
+  const closed = `Version ${version - 1} of ${family} is closed: nothing is encrypted under it any more, and only grants`;
+  return [
+    `${closed} that cover compromised versions open what it holds.`,
+    `New values of ${family} are refused until version ${version} is active.`,
+    started,
+  ].join('\n');
+}
+
 async function start(api: Api, { family, values }: Arguments): Promise<void> {
   const body = {
     ...(values.reason !== undefined && { reason: values.reason }),

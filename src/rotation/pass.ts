@@ -17,6 +17,7 @@ import { appendAlways, phaseLine } from './entries.ts';
 import { listRetryable, listWaived } from './failure-store.ts';
 import { columnsOf, limitsOf, staleVersions } from './plan.ts';
 import { insertPass, insertRetry, type RangeSpec } from './range-store.ts';
+import { listRecentRows, type ReadKeys } from './recent.ts';
 import { versionOf } from './renew.ts';
 import type { Workshop } from './scan.ts';
 import { setBlocked, setDone, type Run } from './store.ts';
@@ -28,6 +29,7 @@ const rangeRowsMax = 50_000;
 /** Ranges for every one that is worked on at the same time: so that none is left alone with a long last one. */
 const rangesEach = 4;
 const namedRowsMax = 5_000;
+const urgentReadRows = 5_000;
 const waitOutMaxMs = 5_000;
 
 interface RunTable {
@@ -107,12 +109,26 @@ function nameRows(table: string, rows: readonly string[], rank: number): RangeSp
   return specs;
 }
 
+/** Of an emergency: rows that somebody opened lately are the ones that are missed, and are done before all others. */
+async function planUrgent(shop: Workshop, run: Run): Promise<RangeSpec[]> {
+  if (!run.compromised || run.family === undefined || run.pass > 0) return [];
+  const read: ReadKeys = (address, column, version, after) => {
+    const table = shop.catalog.tables.get(address);
+    if (table === undefined) return Promise.resolve([]);
+    const stale = [{ column, versions: [version] }];
+    const request = { columns: [], stale, rowsMax: urgentReadRows, ...(after !== undefined && { after }) };
+    return readBatch(databaseOf(shop, table), table, request);
+  };
+  const urgent = await listRecentRows(shop, read, run.family);
+  return [...urgent].flatMap(([address, rows]) => nameRows(address, rows, 0));
+}
+
 type Line = ReturnType<typeof phaseLine>;
 
 /** Ranges for everything that is old; none when nothing is. `before`: what is told together with it. */
 export async function planPass(shop: Workshop, run: Run, before: readonly Line[] = []): Promise<void> {
   const totals = await countStale(shop, run);
-  const ranges: RangeSpec[] = [];
+  const ranges = await planUrgent(shop, run);
   for (const each of listTables(shop, run)) {
     const counts = totals.filter(({ table }) => table === each.table.address);
     if (sum(counts) > 0) ranges.push(...(await planRanges(shop, run, each, counts)));

@@ -17,7 +17,7 @@ import type { RegisteredColumn } from '../policy/policy.ts';
 import type { Key, Row } from './batch.ts';
 import { formatRow } from './catalog.ts';
 import { staleVersions } from './plan.ts';
-import type { Workshop } from './range.ts';
+import type { Workshop } from './scan.ts';
 
 type RecentShop = Pick<Workshop, 'pool' | 'keyring' | 'policy'>;
 type NamedRow = Pick<Row, 'key' | 'tenant'>;

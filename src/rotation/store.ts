@@ -83,7 +83,7 @@ interface RunRow {
 }
 
 const runColumns = `r.id, r.kind, r.family, r.version, r.reason, r.compromised, r.requested_by, r.created_at, r.pending_at,
-  r.activated_at, r.pass, r.retried_pass, r.planned_at, r.paused_at, r.blocked, greatest(r.blocked_at, 'epoch') as blocked_at,
+  r.activated_at, r.pass, r.retried_pass, r.planned_at, r.paused_at, r.blocked, r.blocked_at,
   r.done_at, r.cancelled, r.throttle, r.rate, r.wal_from, r.wal_bytes, r.predicted,
   (select count(*)::int from fieldkeep.rotation_ranges g where g.rotation = r.id and g.finished_at is null) as unfinished,
   (select count(*)::int from fieldkeep.rotation_failures f where f.rotation = r.id) as failed,

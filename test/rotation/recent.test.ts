@@ -72,8 +72,9 @@ describe('rows that were opened lately', () => {
 
   const read: ReadKeys = (table, column, version, after) => {
     const shape = it_.service.catalog.tables.get(table)!;
-    const request = { columns: [], column, version, rowsMax: 7, ...(after !== undefined && { after }) };
-    return readBatch(it_.service.targetPool, shape, request);
+    const stale = [{ column, versions: [version] }];
+    const request = { columns: [], stale, rowsMax: 7, ...(after !== undefined && { after }) };
+    return readBatch(it_.service.targets.find(undefined)!, shape, request);
   };
 
   it('are found by single calls, batches and matches, each under its own tenant', async () => {
