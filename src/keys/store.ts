@@ -170,6 +170,14 @@ export async function setNextRotation(db: Queryable, family: string, at: Date): 
   await db.query('update fieldkeep.key_families set next_rotation_at = $2 where family = $1', [family, at]);
 }
 
+/** A rotation that is due already is not due before `at`. */
+export async function postponeDue(db: Queryable, family: string, at: Date): Promise<void> {
+  await db.query(
+    'update fieldkeep.key_families set next_rotation_at = $2 where family = $1 and next_rotation_at <= now()',
+    [family, at],
+  );
+}
+
 export interface StoredDataKey {
   readonly wrapped: string;
   readonly fingerprint: Buffer;

@@ -4,7 +4,9 @@
  */
 import type { Client } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
+import { postponeDue } from '../keys/store.ts';
 import type { Question } from '../policy/access.ts';
+import { nextRotation } from '../policy/schedule.ts';
 import { cancelRun, pauseRun, resumeRun } from '../rotation/control-store.ts';
 import { columnsOf } from '../rotation/plan.ts';
 import { viewRun } from '../rotation/progress.ts';
@@ -45,7 +47,7 @@ interface Verb {
   /** Errors: `conflict` where it may not be. */
   readonly check?: (run: Run) => void;
   /** False when the run has ended meanwhile. */
-  readonly write: (tx: Client, run: Run, reason: string | undefined, call: Call) => Promise<boolean>;
+  readonly write: (tx: Client, run: Run, reason: string | undefined, call: Call, service: Service) => Promise<boolean>;
 }
 
 function control(verb: Verb): Operation {
@@ -58,7 +60,7 @@ function control(verb: Verb): Operation {
       return {
         facts: { purpose: reason === undefined ? what : `${what}: ${reason}` },
         async writes(tx) {
-          if (!(await verb.write(tx, run, reason, call))) throw new Overtaken();
+          if (!(await verb.write(tx, run, reason, call, service))) throw new Overtaken();
           return await viewRun(tx, (await findRun(tx, run.id))!);
         },
       };
@@ -72,11 +74,19 @@ export const pauseRotation = control({ name: 'pause', write: (tx, run) => pauseR
 
 export const resumeRotation = control({ name: 'resume', write: (tx, run) => resumeRun(tx, run.id) });
 
+/** A version that was made stays: active, or pending for the rotation that comes next, which is not the one that was due. */
 export const cancelRotation = control({
   name: 'cancel',
   check(run) {
     if (run.compromised) throw new FieldkeepError('conflict', 'An emergency rotation can be paused, not cancelled.');
+    if (run.kind === 'rotation') return;
+    const detail = 'An adoption can be paused; it ends for good when "adopt" is taken from the columns in the policy.';
+    throw new FieldkeepError('conflict', detail);
   },
-  write: (tx, run, reason, { principal }) =>
-    cancelRun(tx, run.id, reason ?? `by ${principal.person ?? principal.agent ?? 'unknown'}`),
+  async write(tx, run, reason, { principal }, { policy }) {
+    const why = reason ?? `by ${principal.person ?? principal.agent ?? 'unknown'}`;
+    const rotateEvery = run.family === undefined ? undefined : policy.classes.get(run.family)?.rotateEvery;
+    if (rotateEvery !== undefined) await postponeDue(tx, run.family!, nextRotation(new Date(), rotateEvery));
+    return await cancelRun(tx, run.id, why);
+  },
 });

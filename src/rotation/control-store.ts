@@ -3,6 +3,7 @@
  * next step. Each answers false when the run has ended.
  */
 import type { Client } from '../db.ts';
+import { overtaken } from './store.ts';
 
 /** Pausing a paused run changes nothing. */
 export async function pauseRun(tx: Client, id: string): Promise<boolean> {
@@ -41,4 +42,16 @@ export async function cancelRun(tx: Client, id: string, why: string): Promise<bo
     [id, why],
   );
   return rowCount === 1;
+}
+
+/**
+ * Holds the word in place until the transaction ends: what it writes is not written to a run that was paused, cancelled or
+ * superseded a moment ago. Errors: `conflict` when it was.
+ */
+export async function mustGoOn(tx: Client, id: string): Promise<void> {
+  const { rowCount } = await tx.query(
+    'select from fieldkeep.rotations where id = $1 and done_at is null and paused_at is null for share',
+    [id],
+  );
+  if (rowCount !== 1) throw overtaken(id);
 }

@@ -27,6 +27,7 @@ import { nextRotation } from '../policy/schedule.ts';
 import { loadCatalog, type TableShape } from './catalog.ts';
 import { hasVersion } from './census.ts';
 import { appendAlways, phaseLine } from './entries.ts';
+import { mustGoOn } from './control-store.ts';
 import { block, findProblem, listTables, planPass, verify } from './pass.ts';
 import { columnsOf, handOverMs, isSearchable, limitsOf, searchTokenTtlMs } from './plan.ts';
 import { findRangeError, listUnfinishedTables } from './range-store.ts';
@@ -64,6 +65,7 @@ async function makeVersion(shop: DriverShop, run: Run, family: string, version: 
   const made = { family, version, state: 'pending', transitVersion, ...versionSettings(shop.policy, family) } as const;
   try {
     await appendAlways(shop, [phaseLine(run, 'pending')], async (tx: Client) => {
+      await mustGoOn(tx, run.id);
       await insertVersion(tx, made);
       await raiseEpoch(tx);
     });
@@ -93,6 +95,7 @@ async function prepareVersion(shop: DriverShop, run: Run, family: string, versio
 async function activate(shop: DriverShop, run: Run, family: string, version: number): Promise<void> {
   const rotateEvery = shop.policy.classes.get(family)?.rotateEvery;
   await appendAlways(shop, [phaseLine(run, 'activation')], async (tx) => {
+    await mustGoOn(tx, run.id);
     if (await activateVersion(tx, family, version)) await raiseEpoch(tx);
     if (run.compromised) await setCompromised(tx, family, version - 1); // mostly the call that asked for it did
     if (rotateEvery !== undefined) await setNextRotation(tx, family, nextRotation(new Date(), rotateEvery));

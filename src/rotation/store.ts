@@ -249,9 +249,9 @@ export async function setThrottle(db: Queryable, id: string, throttle: string | 
   ]);
 }
 
-/** Another process took the run further since it was looked at; what was found out no longer counts. */
+/** The run was taken further, or held, since it was looked at; what was found out no longer counts. */
 export function overtaken(id: string): FieldkeepError {
-  return new FieldkeepError('conflict', `Another process has taken run ${id} further.`);
+  return new FieldkeepError('conflict', `Run ${id} was taken further, held or ended meanwhile.`);
 }
 
 /** Errors: `conflict` when it is not in this pass any more. */

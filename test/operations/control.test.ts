@@ -99,6 +99,13 @@ describe('pause, resume and cancel', () => {
     assert.equal((await readRun(it_.owner, id))['done_at'], null);
   });
 
+  it('never cancels an adoption, which would begin again: the policy ends it', async () => {
+    const refused = await control(await insertBlocked(it_.owner), 'cancel');
+    assert.deepEqual(said(refused), [409, 'conflict']);
+    assert.match(refused.body['detail'] as string, /"adopt" is taken from the columns/);
+    await it_.owner.query(`update fieldkeep.rotations set done_at = now() where kind = 'adoption' and done_at is null`);
+  });
+
   it('is for who may rotate', async () => {
     const id = await insertBlocked(it_.owner, { family: 'bank' });
     const adoption = await insertBlocked(it_.owner);
