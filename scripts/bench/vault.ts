@@ -1,49 +1,28 @@
 /**
  * The same fields through us and straight to transit, in turn, over TLS with as many connections: ours with durable audit,
- * transit with whatever audit devices the server has. Needs VAULT_ADDR and a VAULT_TOKEN that may mount an engine.
+ * transit with whatever audit devices the server has.
  *
  * Transit gets its fastest form: a key that is not derived and no context, so nothing binds a value to its row there.
  */
-import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
-import { readConfig } from '../../src/config.ts';
 import { StartupError } from '../../src/errors.ts';
-import { openClient, type VaultSettings } from '../../src/keys/vault-open.ts';
-import type { Vault } from '../../src/keys/vault.ts';
 import { makeCases, startService, stopService, type Case, type Service } from './api.ts';
 import { applyLoad, type Load } from './load.ts';
 import { median, type BenchOptions, type Section } from './table.ts';
+import { openBenchVault, type BenchVault } from './vault-server.ts';
 
 const connections = 32;
 const batches = [1, 10, 100, 400];
 const value = Buffer.from('GB29 NWBK 6016 1331 9268 19').toString('base64');
 
-interface Target {
-  readonly settings: VaultSettings;
-  readonly vault: Vault;
-  readonly token: string;
-  readonly mount: string;
-}
-
-function openTarget(): Target {
-  const settings = readConfig(process.env).vault;
-  if (settings === undefined || settings.auth.method !== 'token' || !('token' in settings.auth)) {
-    throw new StartupError('bench vault needs VAULT_ADDR and VAULT_TOKEN of a server that may be written to.');
-  }
-  const mount = `fk-bench-${randomBytes(3).toString('hex')}`;
-  return { settings, vault: openClient(settings), token: settings.auth.token, mount };
-}
-
 /** Path and body of what a case does, for transit. */
-async function makeTransitCall(
-  { vault, token, mount }: Target,
-  { name, fields }: Case,
-): Promise<{ path: string; body: string }> {
+async function makeTransitCall(vault: BenchVault, { name, fields }: Case): Promise<{ path: string; body: string }> {
+  const { mount } = vault.settings;
   const isBatch = name.includes('×');
   const items = Array.from({ length: fields }, () => ({ plaintext: value }));
   const encrypt = { path: `${mount}/encrypt/plain`, body: isBatch ? { batch_input: items } : { plaintext: value } };
   if (name.startsWith('encrypt')) return { path: `/v1/${encrypt.path}`, body: JSON.stringify(encrypt.body) };
-  const { data = {} } = await vault.call('POST', encrypt.path, token, encrypt.body);
+  const { data = {} } = await vault.call('POST', encrypt.path, encrypt.body);
   const sealed = isBatch
     ? { batch_input: (data['batch_results'] as { ciphertext: string }[]).map(({ ciphertext }) => ({ ciphertext })) }
     : { ciphertext: data['ciphertext'] };
@@ -56,13 +35,13 @@ async function readUnwraps({ metricsUrl }: Service): Promise<number> {
 }
 
 async function measure(
-  target: Target,
+  vault: BenchVault,
   service: Service,
   each: Case,
   { rounds, seconds }: BenchOptions,
 ): Promise<Section['rows'][number]> {
-  const { settings, token } = target;
-  const transit = await makeTransitCall(target, each);
+  const { settings, token } = vault;
+  const transit = await makeTransitCall(vault, each);
   const vaultCa = settings.caFile === undefined ? undefined : readFileSync(settings.caFile, 'utf8');
   const theirs: Load[] = [];
   const ours: Load[] = [];
@@ -102,22 +81,24 @@ async function measure(
 }
 
 export async function benchVault(options: BenchOptions): Promise<Section[]> {
-  const target = openTarget();
-  const { vault, token, mount } = target;
-  await vault.call('POST', `sys/mounts/${mount}`, token, { type: 'transit' });
+  const vault = await openBenchVault();
+  if (vault === undefined) {
+    throw new StartupError(
+      'bench vault needs VAULT_ADDR and VAULT_TOKEN of a server that may be written to, or bao on PATH.',
+    );
+  }
   try {
-    await vault.call('POST', `${mount}/keys/plain`, token, { type: 'aes256-gcm96' });
-    const service = await startService({ VAULT_TRANSIT_MOUNT: mount });
+    await vault.call('POST', `${vault.settings.mount}/keys/plain`, { type: 'aes256-gcm96' });
+    const service = await startService(vault.environment);
     try {
       const rows: Section['rows'][number][] = [];
-      for (const each of await makeCases(service, batches)) rows.push(await measure(target, service, each, options));
+      for (const each of await makeCases(service, batches)) rows.push(await measure(vault, service, each, options));
       const note = `${connections} connections, TLS, load on the same machine. unwraps: how often we asked Vault for a key while measured.`;
       return [{ title: 'Beside transit', rows, note }];
     } finally {
       await stopService(service);
     }
   } finally {
-    await vault.call('DELETE', `sys/mounts/${mount}`, token);
-    vault.close();
+    await vault.close();
   }
 }
