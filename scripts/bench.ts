@@ -1,9 +1,9 @@
 /**
- * npm run bench [-- crypto] [api] [rotation] [vault] [--rounds 5] [--seconds 2] [--rows 100000] [--json]
+ * npm run bench [-- crypto] [api] [rotation] [vault] [--rounds 5] [--seconds 2] [--rows 100000] [--concurrency 1] [--json]
  *
  * Measures us beside our limits, in turn and in one run, because machines are noisy and only ratios travel: a bare
  * cipher loop, a bare Express handler behind the same TLS, the same UPDATEs without crypto, transit. `vault` runs where
- * VAULT_ADDR and VAULT_TOKEN name a server. Figures are medians of rounds.
+ * VAULT_ADDR and VAULT_TOKEN name a server, and by name also where `bao` is on PATH. Figures are medians of rounds.
  */
 import { parseArgs } from 'node:util';
 import { benchApi } from './bench/api.ts';
@@ -23,13 +23,19 @@ await run(async () => {
       rounds: { type: 'string', default: '5' },
       seconds: { type: 'string', default: '2' },
       rows: { type: 'string', default: '100000' },
+      concurrency: { type: 'string', default: '1' },
       json: { type: 'boolean', default: false },
     },
   });
   const names = Object.keys(sections) as Name[];
   const all = names.filter((name) => name !== 'vault' || process.env.VAULT_ADDR);
   const chosen = positionals.length === 0 ? all : names.filter((name) => positionals.includes(name));
-  const options = { rounds: Number(values.rounds), seconds: Number(values.seconds), rows: Number(values.rows) };
+  const options = {
+    rounds: Number(values.rounds),
+    seconds: Number(values.seconds),
+    rows: Number(values.rows),
+    concurrency: Number(values.concurrency),
+  };
   const results: Section[] = [];
   for (const name of chosen) {
     if (!values.json) process.stdout.write(`${name} …\n`);

@@ -4,6 +4,8 @@ export interface BenchOptions {
   readonly rounds: number;
   readonly seconds: number;
   readonly rows: number;
+  /** Ranges, or stretches of keys, that are worked on at once. */
+  readonly concurrency: number;
 }
 
 export interface Section {
@@ -18,7 +20,7 @@ export function median(values: readonly number[]): number {
 }
 
 function format(n: number): string {
-  if (n >= 1000) return Math.round(n).toLocaleString('en-US');
+  if (n >= 1000 || Number.isInteger(n)) return Math.round(n).toLocaleString('en-US');
   return n >= 100 ? n.toFixed(0) : n.toFixed(2);
 }
 

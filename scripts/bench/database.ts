@@ -1,0 +1,42 @@
+/** An embedded Postgres of the benchmark's own, with our schema, in a folder that goes with it. */
+import { chmodSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { migrate, openPool, roleOf, type Pool } from '../../src/db.ts';
+import { startPostgres } from '../../src/embedded/postgres.ts';
+import { atExit } from './ending.ts';
+
+export interface BenchDatabase {
+  readonly home: string;
+  readonly ownerUrl: string;
+  readonly serviceUrl: string;
+  /** As the table's owner: fills tables, and does what is measured beside the engine. */
+  readonly owner: Pool;
+  close(): Promise<void>;
+}
+
+const ownerConnections = 8;
+
+export async function openDatabase(): Promise<BenchDatabase> {
+  const home = mkdtempSync(join(tmpdir(), 'fieldkeep-bench-'));
+  const forgetHome = atExit(() => rmSync(home, { recursive: true, force: true }));
+  chmodSync(home, 0o711); // as root, Postgres runs as another user below it
+  const postgres = await startPostgres({ home });
+  const forgetServer = atExit(() => process.kill(postgres.pid, 'SIGQUIT'));
+  const { ownerUrl, serviceUrl } = postgres;
+  await migrate(ownerUrl, roleOf(serviceUrl), () => undefined);
+  const owner = openPool(ownerUrl, { max: ownerConnections, name: 'bench', statementTimeoutMs: 600_000 });
+  return {
+    home,
+    ownerUrl,
+    serviceUrl,
+    owner,
+    async close() {
+      await owner.end();
+      await postgres.stop();
+      forgetServer();
+      rmSync(home, { recursive: true, force: true });
+      forgetHome();
+    },
+  };
+}

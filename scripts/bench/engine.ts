@@ -1,0 +1,138 @@
+/**
+ * The rotation engine as the benchmarks use it, in one place: a service without HTTP and jobs, rotations that are driven
+ * by hand, and the engine's own two statements with something else than crypto between them.
+ */
+import { randomUUID } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { pino } from 'pino';
+import type { Pool } from '../../src/db.ts';
+import { openEmbeddedRootKeys } from '../../src/keys/embedded.ts';
+import { parsePolicy, type Policy } from '../../src/policy/policy.ts';
+import { readBatch, writeBatch, type Change, type Key, type Row } from '../../src/rotation/batch.ts';
+import { loadCatalog, type TableShape } from '../../src/rotation/catalog.ts';
+import { countVersion } from '../../src/rotation/census.ts';
+import { workRange } from '../../src/rotation/range.ts';
+import { listFreeRanges } from '../../src/rotation/range-store.ts';
+import { advance, nextVersion, startAdoption } from '../../src/rotation/run.ts';
+import { findRun, insertRun, listUnfinished } from '../../src/rotation/store.ts';
+import { openService, type Service } from '../../src/service.ts';
+import type { BenchDatabase } from './database.ts';
+import type { Pace } from './pace.ts';
+import { address } from './people.ts';
+
+export type { Row, Service, TableShape };
+export { countVersion };
+
+export const policyFile = fileURLToPath(new URL('../../keys-policy.json', import.meta.url));
+
+export async function readShippedPolicy(): Promise<Policy> {
+  return parsePolicy(await readFile(policyFile, 'utf8'));
+}
+
+/** A service that does nothing by itself: whoever holds it drives its runs. */
+export async function openEngine({ home, serviceUrl }: BenchDatabase): Promise<Service> {
+  const rootKeys = await openEmbeddedRootKeys(join(home, 'root-keys.json'));
+  const log = pino({ level: 'warn', base: null });
+  return await openService({ databaseUrl: serviceUrl, rootKeys, policy: await readShippedPolicy(), log });
+}
+
+/** The table of people as the engine sees it. */
+export async function describePeople(db: Pool): Promise<TableShape> {
+  return (await loadCatalog(db, (await readShippedPolicy()).columns)).tables.get(address)!;
+}
+
+const tickMs = 50;
+
+/** Works `lanes` ranges at a time until none is free. */
+async function workRanges(service: Service, lanes: number): Promise<void> {
+  const ranges = await listFreeRanges(service.pool);
+  const drive = async () => {
+    for (let range = ranges.shift(); range !== undefined; range = ranges.shift()) {
+      await workRange(service, range, () => false);
+    }
+  };
+  await Promise.all(Array.from({ length: lanes }, drive));
+}
+
+/** Takes a run to its end. The pace is that of its ranges: what a rotation waits for is not counted. */
+async function settle(service: Service, id: string, lanes: number): Promise<Pace> {
+  let seconds = 0;
+  for (;;) {
+    await advance(service, id);
+    const run = await findRun(service.pool, id);
+    if (run === undefined || run.doneAt !== undefined || run.phase === 'blocked') break;
+    if (run.phase !== 're-encrypting') await new Promise((resolve) => setTimeout(resolve, tickMs));
+    const started = performance.now();
+    await workRanges(service, lanes);
+    if (run.phase === 're-encrypting') seconds += (performance.now() - started) / 1000;
+  }
+  const { rows } = await service.pool.query<{ n: string }>(
+    'select coalesce(sum(done), 0) as n from fieldkeep.rotation_columns where rotation = $1',
+    [id],
+  );
+  return { rows: Number(rows[0]!.n), seconds };
+}
+
+export async function rotate(service: Service, family: string, lanes: number): Promise<Pace> {
+  const id = randomUUID();
+  await service.keyring.refresh();
+  const run = { id, kind: 'rotation', family, version: nextVersion(service, family), requestedBy: 'bench' } as const;
+  await insertRun(service.pool, run);
+  return await settle(service, id, lanes);
+}
+
+export async function adoptAll(service: Service, lanes: number): Promise<void> {
+  await startAdoption(service, true);
+  for (const run of await listUnfinished(service.pool)) await settle(service, run.id, lanes);
+}
+
+export function activeVersion({ keyring }: Service, family: string): number {
+  return keyring.state.families.get(family)!.active!;
+}
+
+/** Rows read and written as the engine does it, the next batch being read while Postgres updates. */
+export interface Sweep {
+  readonly table: TableShape;
+  /** Read and written, the column that is looked through first. */
+  readonly columns: readonly string[];
+  /** What `fe_version` says of the rows that are wanted. */
+  readonly version: number;
+  readonly rowsMax: number;
+  /** What to store instead, row by row in the order of the columns. */
+  readonly renew: (rows: readonly Row[]) => Next | Promise<Next>;
+}
+
+type Next = readonly (readonly (string | null)[])[];
+
+async function* listChanges(db: Pool, sweep: Sweep, lower: Key, upper: Key): AsyncGenerator<Change[]> {
+  const { table, columns, version, rowsMax } = sweep;
+  for (let after = lower; ;) {
+    const request = { columns, column: columns[0]!, version, after, upper, rowsMax };
+    const rows = await readBatch(db, table, request);
+    if (rows.length === 0) return;
+    after = rows.at(-1)!.key;
+    const next = await sweep.renew(rows);
+    yield rows.map((row, i) => ({ ...row, next: next[i]! }));
+  }
+}
+
+async function sweepStretch(db: Pool, sweep: Sweep, lower: Key, upper: Key): Promise<number> {
+  const batches = listChanges(db, sweep, lower, upper);
+  let rows = 0;
+  for (let upcoming = batches.next(); ;) {
+    const round = await upcoming;
+    if (round.done === true) return rows;
+    upcoming = batches.next();
+    upcoming.catch(() => undefined); // looked at in the next round, unless the update fails first
+    rows += (await writeBatch(db, sweep.table, sweep.columns, round.value, true)).length;
+  }
+}
+
+/** Sweeps the rows with the ids 1 … `ids`, cut in as many stretches as there are lanes. Answers the rows it updated. */
+export async function sweep(db: Pool, what: Sweep, ids: number, lanes: number): Promise<number> {
+  const cut = (i: number): Key => [String(Math.floor((ids * i) / lanes))];
+  const stretches = Array.from({ length: lanes }, (_, i) => sweepStretch(db, what, cut(i), cut(i + 1)));
+  return (await Promise.all(stretches)).reduce((sum, rows) => sum + rows, 0);
+}

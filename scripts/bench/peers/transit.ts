@@ -1,0 +1,76 @@
+/**
+ * Re-encryption with transit alone: ciphertexts of a derived key are read in batches, rewrapped by the server under the
+ * key's newest version, and written with the same statement as ours. A request holds no more than 249 of them, each
+ * with its context (OpenBao takes 1,000 JSON strings a request, names counted).
+ */
+import type { Pool } from '../../../src/db.ts';
+import { sweep, type Row, type TableShape } from '../engine.ts';
+import { pace, type Peer } from '../pace.ts';
+import { inChunks, tenantOf, valueOf } from '../people.ts';
+import type { BenchVault } from '../vault-server.ts';
+
+const batchItems = 249;
+const keyName = 'rewrapped';
+
+interface Item {
+  readonly id: string | number;
+  readonly tenant: string;
+}
+
+const contextOf = ({ id, tenant }: Item) => Buffer.from(`${tenant}/${id}`).toString('base64');
+
+function readCiphertexts({ data = {} }: Awaited<ReturnType<BenchVault['call']>>): string[] {
+  return (data['batch_results'] as { ciphertext: string }[]).map(({ ciphertext }) => ciphertext);
+}
+
+/** Encrypts `rows` salaries into a table with the same columns and indexes. */
+async function fill(owner: Pool, vault: BenchVault, rows: number): Promise<void> {
+  await owner.query('create table demo.rewrapped (like demo.employees including all)');
+  await inChunks(rows, async (ids) => {
+    for (let from = 0; from < ids.length; from += batchItems) {
+      const some = ids.slice(from, from + batchItems);
+      const items = some.map((id) => ({
+        plaintext: Buffer.from(valueOf('salary', id)).toString('base64'),
+        context: contextOf({ id, tenant: tenantOf(id) }),
+      }));
+      const answer = await vault.call('POST', `${vault.settings.mount}/encrypt/${keyName}`, { batch_input: items });
+      await owner.query(
+        `insert into demo.rewrapped (id, tenant, name, salary)
+         select u.id, u.tenant, 'Employee', u.salary from unnest($1::bigint[], $2::text[], $3::text[]) as u(id, tenant, salary)`,
+        [some, some.map(tenantOf), readCiphertexts(answer)],
+      );
+    }
+  });
+  await owner.query('vacuum analyze demo.rewrapped');
+}
+
+export async function openTransitPeer(
+  owner: Pool,
+  people: TableShape,
+  vault: BenchVault,
+  { rows, lanes }: { rows: number; lanes: number },
+): Promise<Peer> {
+  const { mount } = vault.settings;
+  const table = { ...people, name: 'rewrapped', address: 'demo.rewrapped' };
+  await vault.call('POST', `${mount}/keys/${keyName}`, { type: 'aes256-gcm96', derived: true });
+  await fill(owner, vault, rows);
+
+  async function rewrap(batch: readonly Row[]): Promise<string[][]> {
+    const items = batch.map(({ key, tenant, values }) => ({
+      ciphertext: values[0],
+      context: contextOf({ id: key[0]!, tenant: tenant! }),
+    }));
+    const answer = await vault.call('POST', `${mount}/rewrap/${keyName}`, { batch_input: items });
+    return readCiphertexts(answer).map((text) => [text]);
+  }
+
+  return {
+    name: `transit rewrap, ${batchItems} a request`,
+    async rotate() {
+      await vault.call('POST', `${mount}/keys/${keyName}/rotate`, {});
+      // For fe_version a ciphertext of transit is no envelope: version 0.
+      const what = { table, columns: ['salary'], version: 0, rowsMax: batchItems, renew: rewrap };
+      return await pace(() => sweep(owner, what, rows, lanes));
+    },
+  };
+}
