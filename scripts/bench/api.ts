@@ -4,56 +4,17 @@
  */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync, existsSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { openIssuer } from '../../src/embedded/issuer.ts';
 import { applyLoad, type Load } from './load.ts';
+import { startService, type Service } from './service.ts';
 import { median, type BenchOptions, type Section } from './table.ts';
 
 const connections = 32;
 const batches = [1, 10, 100, 1000];
 const context = (row: number) => ({ table: 'demo.employees', column: 'bank', row: String(row) });
 const value = 'GB29 NWBK 6016 1331 9268 19';
-
-export interface Service {
-  readonly child: ChildProcess;
-  readonly home: string;
-  readonly url: string;
-  readonly metricsUrl: string;
-  readonly ca: string;
-  readonly token: string;
-}
-
-/** A service of our own on embedded Postgres, with root keys where the environment says. */
-export async function startService(variables: Readonly<Record<string, string>> = {}): Promise<Service> {
-  const home = mkdtempSync(join(tmpdir(), 'fieldkeep-bench-'));
-  const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
-  const env = { ...process.env, FIELDKEEP_HOME: home, PORT: '0', NODE_ENV: '', DATABASE_URL: '', ...variables };
-  const child = spawn(process.execPath, [main], { env, stdio: ['ignore', 'ignore', 'inherit'] });
-  const runtime = join(home, 'runtime.json');
-  while (!existsSync(runtime)) {
-    if (child.exitCode !== null) throw new Error('The service did not start.');
-    await new Promise((resolve) => setTimeout(resolve, 50));
-  }
-  const { url, metricsUrl } = JSON.parse(readFileSync(runtime, 'utf8')) as { url: string; metricsUrl: string };
-  const issuer = await openIssuer(home);
-  const token = await issuer.issueToken({
-    audience: 'fieldkeep',
-    subject: 'payroll-agent',
-    tenant: 'acme',
-    ttlSeconds: 7200,
-  });
-  return { child, home, url, metricsUrl, ca: readFileSync(join(home, 'tls', 'ca.pem'), 'utf8'), token };
-}
-
-export async function stopService({ child, home }: Service): Promise<void> {
-  const ended = once(child, 'exit');
-  child.kill('SIGTERM');
-  await ended;
-  rmSync(home, { recursive: true, force: true });
-}
 
 async function startBare(home: string, answers: Record<string, string>): Promise<{ child: ChildProcess; url: string }> {
   const file = join(home, 'answers.json');
@@ -144,6 +105,6 @@ export async function benchApi(options: BenchOptions): Promise<Section[]> {
     const note = `${connections} connections, TLS 1.3, load on the same machine; bare: Express, helmet and body parsing, the same answer.`;
     return [{ title: 'HTTPS with durable audit', rows, note }];
   } finally {
-    await stopService(service);
+    await service.stop();
   }
 }

@@ -1,10 +1,10 @@
 /** An embedded Postgres of the benchmark's own, with our schema, in a folder that goes with it. */
-import { chmodSync, mkdtempSync, rmSync } from 'node:fs';
+import { chmodSync, mkdtempSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { migrate, openPool, roleOf, type Pool } from '../../src/db.ts';
 import { startPostgres } from '../../src/embedded/postgres.ts';
-import { atExit } from './ending.ts';
+import { atExit, removeFolder } from './ending.ts';
 
 export interface BenchDatabase {
   readonly home: string;
@@ -19,7 +19,7 @@ const ownerConnections = 8;
 
 export async function openDatabase(): Promise<BenchDatabase> {
   const home = mkdtempSync(join(tmpdir(), 'fieldkeep-bench-'));
-  const forgetHome = atExit(() => rmSync(home, { recursive: true, force: true }));
+  const forgetHome = atExit(() => removeFolder(home));
   chmodSync(home, 0o711); // as root, Postgres runs as another user below it
   const postgres = await startPostgres({ home });
   const forgetServer = atExit(() => process.kill(postgres.pid, 'SIGQUIT'));
@@ -35,7 +35,7 @@ export async function openDatabase(): Promise<BenchDatabase> {
       await owner.end();
       await postgres.stop();
       forgetServer();
-      rmSync(home, { recursive: true, force: true });
+      removeFolder(home);
       forgetHome();
     },
   };

@@ -1,4 +1,5 @@
 /** What must not outlive a benchmark: processes and folders of its own are ended and removed however it ends, Ctrl-C included. */
+import { existsSync, rmSync } from 'node:fs';
 
 const endings = new Set<() => void>();
 
@@ -17,4 +18,18 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => 
 export function atExit(end: () => void): () => void {
   endings.add(end);
   return () => void endings.delete(end);
+}
+
+const tries = 40;
+const pauseMs = 50;
+
+/** Again and again while a process that is ending still writes there, or deletes: rmSync then stops half-way, in silence. */
+export function removeFolder(path: string): void {
+  for (let n = 0; n < tries && existsSync(path); n += 1) {
+    try {
+      rmSync(path, { recursive: true, force: true });
+    } catch {
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, pauseMs); // sleeps without a turn of the event loop
+    }
+  }
 }

@@ -5,7 +5,7 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync } from 'node:fs';
 import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -13,7 +13,7 @@ import { readConfig } from '../../src/config.ts';
 import { StartupError } from '../../src/errors.ts';
 import { openClient, type VaultSettings } from '../../src/keys/vault-open.ts';
 import type { VaultAnswer } from '../../src/keys/vault.ts';
-import { atExit } from './ending.ts';
+import { atExit, removeFolder } from './ending.ts';
 
 export interface BenchVault {
   readonly settings: VaultSettings;
@@ -63,7 +63,7 @@ async function startOwn(): Promise<Server | undefined> {
   // What PATH has may be a script around the server: both end, as a group.
   const kill = () => {
     process.kill(-child.pid!, 'SIGKILL');
-    rmSync(folder, { recursive: true, force: true });
+    removeFolder(folder);
   };
   const forget = atExit(kill);
   const settings = {

@@ -6,8 +6,9 @@
  */
 import { readFileSync } from 'node:fs';
 import { StartupError } from '../../src/errors.ts';
-import { makeCases, startService, stopService, type Case, type Service } from './api.ts';
+import { makeCases, type Case } from './api.ts';
 import { applyLoad, type Load } from './load.ts';
+import { startService, type Service } from './service.ts';
 import { median, type BenchOptions, type Section } from './table.ts';
 import { openBenchVault, type BenchVault } from './vault-server.ts';
 
@@ -96,7 +97,7 @@ export async function benchVault(options: BenchOptions): Promise<Section[]> {
       const note = `${connections} connections, TLS, load on the same machine. unwraps: how often we asked Vault for a key while measured.`;
       return [{ title: 'Beside transit', rows, note }];
     } finally {
-      await stopService(service);
+      await service.stop();
     }
   } finally {
     await vault.close();
