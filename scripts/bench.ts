@@ -1,19 +1,33 @@
 /**
- * npm run bench [-- crypto] [api] [rotation] [vault] [--rounds 5] [--seconds 2] [--rows 100000] [--concurrency 1] [--json]
+ * npm run bench [-- crypto] [api] [rotation] [live] [vault] [--rounds 5] [--seconds 2] [--rows 100000] [--concurrency 1] [--workers 1] [--json]
  *
  * Measures us beside our limits, in turn and in one run, because machines are noisy and only ratios travel: a bare
- * cipher loop, a bare Express handler behind the same TLS, the same UPDATEs without crypto, transit. `vault` runs where
- * VAULT_ADDR and VAULT_TOKEN name a server, and by name also where `bao` is on PATH. Figures are medians of rounds.
+ * cipher loop, a bare Express handler behind the same TLS, the same UPDATEs without crypto, transit. Figures are medians
+ * of rounds. Two sections only run by name:
+ *
+ *     live    whole processes beside traffic of agents and an application that writes; once, for minutes. It is quiet
+ *             for ten times --seconds, and --workers processes rotate where root keys are in a Vault
+ *     vault   us beside transit; it runs unnamed, too, where VAULT_ADDR is set
+ *
+ * The Vault of `rotation`, `live` and `vault` is that of VAULT_ADDR and VAULT_TOKEN, else `bao` or `vault` from PATH.
+ * --concurrency: ranges that `rotation` works on at once, and stretches of keys of what it is compared with.
  */
 import { parseArgs } from 'node:util';
 import { benchApi } from './bench/api.ts';
 import { benchCrypto } from './bench/crypto.ts';
+import { benchLive } from './bench/live.ts';
 import { benchRotation } from './bench/rotation.ts';
 import { formatTable, type Section } from './bench/table.ts';
 import { benchVault } from './bench/vault.ts';
 import { run } from './support.ts';
 
-const sections = { crypto: benchCrypto, api: benchApi, rotation: benchRotation, vault: benchVault } as const;
+const sections = {
+  crypto: benchCrypto,
+  api: benchApi,
+  rotation: benchRotation,
+  live: benchLive,
+  vault: benchVault,
+} as const;
 type Name = keyof typeof sections;
 
 await run(async () => {
@@ -24,17 +38,19 @@ await run(async () => {
       seconds: { type: 'string', default: '2' },
       rows: { type: 'string', default: '100000' },
       concurrency: { type: 'string', default: '1' },
+      workers: { type: 'string', default: '1' },
       json: { type: 'boolean', default: false },
     },
   });
   const names = Object.keys(sections) as Name[];
-  const all = names.filter((name) => name !== 'vault' || process.env.VAULT_ADDR);
+  const all = names.filter((name) => name !== 'live' && (name !== 'vault' || process.env.VAULT_ADDR));
   const chosen = positionals.length === 0 ? all : names.filter((name) => positionals.includes(name));
   const options = {
     rounds: Number(values.rounds),
     seconds: Number(values.seconds),
     rows: Number(values.rows),
     concurrency: Number(values.concurrency),
+    workers: Number(values.workers),
   };
   const results: Section[] = [];
   for (const name of chosen) {

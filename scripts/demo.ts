@@ -165,7 +165,9 @@ async function rotate(api: Api, owner: Pool, people: Person[]): Promise<void> {
 
 async function prove(api: Api, owner: Pool, people: Person[]): Promise<boolean> {
   const progress = openProgress();
-  const verdict = await verify(api, owner, people, (rows) =>
+  const tenants = [...new Set(people.map((person) => person.tenant))];
+  const expected = { rows: people.length, tenants, person: (id: number) => people[id - 1]! };
+  const verdict = await verify(api, owner, expected, (rows) =>
     progress.show(progressLine('   opening      ', rows, people.length, `${count(rows)} rows`)),
   );
   progress.end(`   ${count(verdict.opened)} values opened and equal, ${count(verdict.nulls)} nulls still null.`);

@@ -12,15 +12,15 @@ import { openEmbeddedRootKeys } from '../../src/keys/embedded.ts';
 import { parsePolicy, type Policy } from '../../src/policy/policy.ts';
 import { readBatch, writeBatch, type Change, type Key, type Row } from '../../src/rotation/batch.ts';
 import { loadCatalog, type TableShape } from '../../src/rotation/catalog.ts';
-import { countVersion } from '../../src/rotation/census.ts';
+import { countVersion, findVersionBounds, hasVersion } from '../../src/rotation/census.ts';
 import { workRange } from '../../src/rotation/range.ts';
 import { listFreeRanges } from '../../src/rotation/range-store.ts';
 import { advance, nextVersion, startAdoption } from '../../src/rotation/run.ts';
-import { findRun, insertRun, listUnfinished } from '../../src/rotation/store.ts';
+import { findRun, insertRun, isAdopting, listUnfinished } from '../../src/rotation/store.ts';
 import { openService, type Service } from '../../src/service.ts';
 import type { BenchDatabase } from './database.ts';
 import type { Pace } from './pace.ts';
-import { address } from './people.ts';
+import { address, type Column } from './people.ts';
 
 export type { Row, Service, TableShape };
 export { countVersion };
@@ -90,6 +90,39 @@ export async function adoptAll(service: Service, lanes: number): Promise<void> {
 
 export function activeVersion({ keyring }: Service, family: string): number {
   return keyring.state.families.get(family)!.active!;
+}
+
+/** Whether the table of people holds no plaintext, and nobody is at work on it. */
+export async function isAdopted(db: Pool): Promise<boolean> {
+  const table = await describePeople(db);
+  if (await isAdopting(db)) return false;
+  for (const { column } of table.columns) if (await hasVersion(db, table, column, 0)) return false;
+  return true;
+}
+
+export async function findHighestVersion(db: Pool, table: TableShape, column: Column): Promise<number> {
+  return (await findVersionBounds(db, table, column))!.highest;
+}
+
+export function indexColumnsOf(table: TableShape, column: Column): string[] {
+  return table.columns.find((each) => each.column === column)!.index.map((index) => index.column);
+}
+
+/** When the first passes of the runs were worked on: from the plan to the end of the last range, in ms, overlaps joined. */
+export async function listBusySpans(db: Pool, runs: readonly string[]): Promise<[from: number, to: number][]> {
+  const { rows } = await db.query<{ from: Date; to: Date }>(
+    `select r.planned_at as "from", max(g.finished_at) as "to"
+     from fieldkeep.rotations r join fieldkeep.rotation_ranges g on g.rotation = r.id and g.pass = 1
+     where r.id = any ($1::uuid[]) group by r.id order by 1`,
+    [runs],
+  );
+  const spans: [number, number][] = [];
+  for (const { from, to } of rows) {
+    const last = spans.at(-1);
+    if (last === undefined || from.getTime() > last[1]) spans.push([from.getTime(), to.getTime()]);
+    else last[1] = Math.max(last[1], to.getTime());
+  }
+  return spans;
 }
 
 /** Rows read and written as the engine does it, the next batch being read while Postgres updates. */

@@ -6,6 +6,8 @@ export interface BenchOptions {
   readonly rows: number;
   /** Ranges, or stretches of keys, that are worked on at once. */
   readonly concurrency: number;
+  /** Processes that rotate, where that is not the one that answers. */
+  readonly workers: number;
 }
 
 export interface Section {

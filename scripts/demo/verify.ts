@@ -1,6 +1,6 @@
 /**
- * The proof at the end of the demo: every row is read from the table, every envelope is opened through the API, and the
- * value is compared with what was loaded or what the writer wrote last.
+ * The proof at the end of the demo and of `bench live`: every row is read from the table, every envelope is opened through
+ * the API, and the value is compared with what was loaded or what the writer wrote last.
  */
 import type { Pool } from '../../src/db.ts';
 import { mustBeOk, type Api } from '../support.ts';
@@ -20,13 +20,21 @@ export interface Verdict {
   plaintext: number;
 }
 
+/** What the table must hold. */
+export interface Expected {
+  /** Rows have the ids 1 … this. */
+  readonly rows: number;
+  readonly tenants: readonly string[];
+  person(id: number): Pick<Person, 'id' | 'ssn' | 'bank' | 'salary'>;
+}
+
 type Column = 'ssn' | 'bank' | 'salary';
 type Row = { readonly id: string; readonly tenant: string } & Readonly<Record<Column, string | null>>;
 
 const pageRows = 1000;
 
 interface Check {
-  readonly person: Person;
+  readonly person: ReturnType<Expected['person']>;
   readonly envelope: string;
 }
 
@@ -63,16 +71,10 @@ async function open(
   }
 }
 
-function sortOut(
-  rows: readonly Row[],
-  people: readonly Person[],
-  column: Column,
-  tenant: string,
-  verdict: Verdict,
-): Check[] {
+function sortOut(rows: readonly Row[], expected: Expected, column: Column, tenant: string, verdict: Verdict): Check[] {
   const checks: Check[] = [];
   for (const row of rows.filter((each) => each.tenant === tenant)) {
-    const person = people[Number(row.id) - 1]!;
+    const person = expected.person(Number(row.id));
     const stored = row[column];
     if (stored === null) verdict[person[column] === null ? 'nulls' : 'lost'] += 1;
     else if (!stored.startsWith('fe1.')) verdict.plaintext += 1;
@@ -85,11 +87,10 @@ function sortOut(
 export async function verify(
   api: Api,
   owner: Pool,
-  people: readonly Person[],
+  expected: Expected,
   onPage: (rows: number) => void,
 ): Promise<Verdict> {
   const verdict: Verdict = { opened: 0, nulls: 0, lost: 0, mixed: 0, closed: 0, plaintext: 0 };
-  const tenants = [...new Set(people.map((person) => person.tenant))];
   let seen = 0;
   for (let last = 0; ;) {
     const { rows } = await owner.query<Row>(
@@ -99,13 +100,13 @@ export async function verify(
     if (rows.length === 0) break;
     last = Number(rows.at(-1)!.id);
     seen += rows.length;
-    for (const tenant of tenants) {
+    for (const tenant of expected.tenants) {
       for (const column of ['ssn', 'bank', 'salary'] as const) {
-        await open(api, column, tenant, sortOut(rows, people, column, tenant, verdict), verdict);
+        await open(api, column, tenant, sortOut(rows, expected, column, tenant, verdict), verdict);
       }
     }
     onPage(seen);
   }
-  verdict.lost += 3 * (people.length - seen); // rows that are gone altogether
+  verdict.lost += 3 * (expected.rows - seen); // rows that are gone altogether
   return verdict;
 }

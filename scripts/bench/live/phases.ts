@@ -1,0 +1,113 @@
+/**
+ * What goes on under the same load, one after another: nothing else, the raw UPDATEs that are the limit, the rotations of
+ * all families. Answers when each was, and how fast.
+ */
+import { spawn } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
+import { mustBeOk, type Api } from '../../support.ts';
+import { atExit } from '../ending.ts';
+import { listBusySpans } from '../engine.ts';
+import type { Pace } from '../pace.ts';
+import { columns } from '../people.ts';
+import { clock, secondsOf, type Span } from './latency.ts';
+import type { Stage } from './stage.ts';
+import type { Traffic } from './traffic.ts';
+
+const warmUpSeconds = 5;
+/** Rows of a raw pass at most: six passes are made. */
+const rawRowsMax = 250_000;
+
+const sleep = (seconds: number) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+
+/** Where a run of minutes is; not on stdout, where the figures go. */
+export const say = (text: string) => void process.stderr.write(`  ${text} …\n`);
+
+async function during<T>(work: () => Promise<T>): Promise<{ span: Span; result: T }> {
+  const from = clock();
+  const result = await work();
+  return { span: [from, clock()], result };
+}
+
+async function runRawLoop(ownerUrl: string, rows: number, seconds: number): Promise<Pace> {
+  const script = fileURLToPath(new URL('./raw-loop.ts', import.meta.url));
+  const child = spawn(process.execPath, [script, String(Math.min(rows, rawRowsMax)), String(seconds)], {
+    env: { ...process.env, DATABASE_OWNER_URL: ownerUrl },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  const forget = atExit(() => child.kill('SIGKILL'));
+  let output = '';
+  child.stdout.on('data', (chunk: Buffer) => (output += chunk.toString()));
+  const code = await new Promise((resolve) => child.once('close', resolve));
+  forget();
+  if (code !== 0) throw new Error('The raw loop failed.');
+  return JSON.parse(output) as Pace;
+}
+
+interface Rotations {
+  readonly ids: readonly string[];
+  readonly values: number;
+}
+
+/** Rotates all families at once, through the API, and follows them to their end. */
+async function rotateAll(api: Api, rows: number): Promise<Rotations> {
+  const operator = { name: 'operator' };
+  const ids: string[] = [];
+  for (const family of columns) {
+    const started = mustBeOk(await api.call(operator, 'POST', `/v1/keys/${family}/rotate`, { reason: 'bench' }));
+    ids.push(started.id as string);
+  }
+  const deadline = performance.now() + 120_000 + rows * 6;
+  let values = 0;
+  for (const id of ids) {
+    for (;;) {
+      const run = mustBeOk(await api.call(operator, 'GET', `/v1/rotations/${id}`));
+      if (run.phase === 'blocked') throw new Error(`A rotation is blocked: ${String(run.blocked)}`);
+      if (performance.now() > deadline) throw new Error(`A rotation is ${String(run.phase)} and does not end.`);
+      if (run.phase === 'done') {
+        values += (run.columns as { done: number }[]).reduce((sum, { done }) => sum + done, 0);
+        break;
+      }
+      await sleep(0.25);
+    }
+  }
+  return { ids, values };
+}
+
+export interface Measured {
+  readonly quiet: Span;
+  readonly besideRaw: Span;
+  /** When rows were rotated; what rotations wait for is left out. */
+  readonly busy: readonly Span[];
+  readonly raw: Pace;
+  readonly engine: Pace;
+  /** From the calls until all are done, waits included. */
+  readonly rotationSeconds: number;
+}
+
+/** `seconds`: how long it is quiet, and the raw UPDATEs go on at least. */
+export async function goThrough(
+  stage: Stage,
+  traffic: Traffic,
+  { rows, seconds }: { rows: number; seconds: number },
+): Promise<Measured> {
+  const { database, api } = stage;
+  await sleep(warmUpSeconds);
+  say(`quiet, ${seconds} s`);
+  const quiet = await during(() => sleep(seconds));
+  say('raw UPDATEs');
+  traffic.keepSample(true); // no agent could open what they leave for a while
+  const raw = await during(() => runRawLoop(database.ownerUrl, rows, seconds));
+  traffic.keepSample(false);
+  await database.owner.query('vacuum analyze demo.employees');
+  say('rotations of all families');
+  const rotations = await during(() => rotateAll(api, rows));
+  const busy = await listBusySpans(database.owner, rotations.result.ids);
+  return {
+    quiet: quiet.span,
+    besideRaw: raw.span,
+    busy,
+    raw: raw.result,
+    engine: { rows: rotations.result.values, seconds: secondsOf(busy) },
+    rotationSeconds: secondsOf([rotations.span]),
+  };
+}
