@@ -2,11 +2,12 @@
  * Encrypt and decrypt over HTTPS with durable audit, beside a bare Express handler that answers the same bytes, in turn.
  * Service, bare server and load share this machine's cores, as they would on a laptop.
  */
-import { spawn, type ChildProcess } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { atExit } from './ending.ts';
 import { applyLoad, type Load } from './load.ts';
 import { startService, type Service } from './service.ts';
 import { median, type BenchOptions, type Section } from './table.ts';
@@ -16,13 +17,18 @@ const batches = [1, 10, 100, 1000];
 const context = (row: number) => ({ table: 'demo.employees', column: 'bank', row: String(row) });
 const value = 'GB29 NWBK 6016 1331 9268 19';
 
-async function startBare(home: string, answers: Record<string, string>): Promise<{ child: ChildProcess; url: string }> {
+async function startBare(home: string, answers: Record<string, string>): Promise<{ url: string; stop: () => void }> {
   const file = join(home, 'answers.json');
   writeFileSync(file, JSON.stringify(answers));
   const script = fileURLToPath(new URL('./bare-server.ts', import.meta.url));
   const child = spawn(process.execPath, [script, home, file], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const forget = atExit(() => child.kill());
   const [port] = (await once(child.stdout, 'data')) as [Buffer];
-  return { child, url: `https://localhost:${port.toString().trim()}` };
+  const stop = () => {
+    child.kill();
+    forget();
+  };
+  return { url: `https://localhost:${port.toString().trim()}`, stop };
 }
 
 export interface Case {
@@ -82,7 +88,7 @@ async function measureCase(
       ours.push(b);
     }
   } finally {
-    bare.child.kill();
+    bare.stop();
   }
   const rate = median(ours.map((load) => load.perSecond));
   const figures = {
