@@ -31,16 +31,26 @@ export async function readShippedPolicy(): Promise<Policy> {
   return parsePolicy(await readFile(policyFile, 'utf8'));
 }
 
-/** A service that does nothing by itself: whoever holds it drives its runs. */
-export async function openEngine({ home, serviceUrl }: BenchDatabase): Promise<Service> {
+/** The shipped policy with this many ranges of a run at once. */
+function withConcurrency(policy: Policy, concurrency: number): Policy {
+  const classes = [...policy.classes].map(([name, each]) => {
+    return [name, { ...each, rotation: { ...each.rotation, concurrency } }] as const;
+  });
+  return { ...policy, classes: new Map(classes) };
+}
+
+/** A service that does nothing by itself: whoever holds it drives its runs, with so many ranges at once. */
+export async function openEngine({ home, serviceUrl }: BenchDatabase, concurrency: number): Promise<Service> {
   const rootKeys = await openEmbeddedRootKeys(join(home, 'root-keys.json'));
   const log = pino({ level: 'warn', base: null });
-  return await openService({ databaseUrl: serviceUrl, rootKeys, policy: await readShippedPolicy(), log });
+  const policy = withConcurrency(await readShippedPolicy(), concurrency);
+  return await openService({ databaseUrl: serviceUrl, rootKeys, policy, log });
 }
 
 /** The table of people as the engine sees it. */
 export async function describePeople(db: Pool): Promise<TableShape> {
-  return (await loadCatalog(db, (await readShippedPolicy()).columns)).tables.get(address)!;
+  const targets = { find: () => db, close: () => Promise.resolve() };
+  return (await loadCatalog(targets, (await readShippedPolicy()).columns)).tables.get(address)!;
 }
 
 const tickMs = 50;
@@ -142,7 +152,8 @@ type Next = readonly (readonly (string | null)[])[];
 async function* listChanges(db: Pool, sweep: Sweep, lower: Key, upper: Key): AsyncGenerator<Change[]> {
   const { table, columns, version, rowsMax } = sweep;
   for (let after = lower; ;) {
-    const request = { columns, column: columns[0]!, version, after, upper, rowsMax };
+    const stale = [{ column: columns[0]!, versions: [version] }];
+    const request = { columns, stale, after, upper, rowsMax };
     const rows = await readBatch(db, table, request);
     if (rows.length === 0) return;
     after = rows.at(-1)!.key;

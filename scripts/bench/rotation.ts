@@ -113,7 +113,7 @@ export async function benchRotation(options: BenchOptions): Promise<Section[]> {
   try {
     vault = await openBenchVault();
     const { owner } = database;
-    const service = await openEngine(database);
+    const service = await openEngine(database, concurrency);
     try {
       await fill(owner, rows);
       await adoptAll(service, concurrency);
