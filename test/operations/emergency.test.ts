@@ -191,6 +191,20 @@ describe('an emergency', () => {
     assert.deepEqual(await states(), ['1 active']);
   });
 
+  it('is answered after whoever was storing an entry under the version has ended', async () => {
+    let answered = false;
+    const late = await transaction(it_.owner, async (tx) => {
+      await tx.query('lock table fieldkeep.audit_intake in row exclusive mode'); // as one who inserts does
+      const answer = rotate({ compromised: true }, { 'idempotency-key': 'alarm' }).finally(() => (answered = true));
+      await waitUntil(async () => (await states())[0] === '1 compromised', 'version 1 is closed');
+      const again = rotate({ compromised: true }, { 'idempotency-key': 'alarm' }).finally(() => (answered = true));
+      await new Promise((resolve) => setTimeout(resolve, 300));
+      assert.equal(answered, false);
+      return { answers: Promise.all([answer, again]) };
+    });
+    for (const { status } of await late.answers) assert.equal(status, 202);
+  });
+
   it('lets no envelope of the closed version out after its answer', async function () {
     this.timeout(60_000);
     let running = true;

@@ -8,7 +8,8 @@ export async function holdActivation(owner: Pool): Promise<() => Promise<void>> 
   const id = randomUUID();
   await owner.query('insert into fieldkeep.instances (id) values ($1)', [id]);
   const beat = () => owner.query('update fieldkeep.instances set heartbeat_at = now() where id = $1', [id]);
-  const timer = setInterval(() => void beat(), 500);
+  // A test that fails may leave it behind.
+  const timer = setInterval(() => void beat().catch(() => undefined), 500).unref();
   return async () => {
     clearInterval(timer);
     await owner.query('delete from fieldkeep.instances where id = $1', [id]);
