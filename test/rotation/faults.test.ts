@@ -31,7 +31,7 @@ describe('a run whose writes fail', () => {
   let faults: Faults;
   let closeShop: () => void;
 
-  before(async () => {
+  async function open(): Promise<void> {
     bench = await openBench();
     faults = new Faults();
     ({ shop, close: closeShop } = await openFaultyShop(bench.service, faults));
@@ -42,11 +42,13 @@ describe('a run whose writes fail', () => {
     );
     await putPlaintext();
     await settle(undefined);
-  });
-  after(async () => {
+  }
+  async function close(): Promise<void> {
     closeShop();
     await bench.close();
-  });
+  }
+  before(open);
+  after(close);
 
   async function putPlaintext(): Promise<void> {
     const ids = Array.from({ length: rows }, (_, i) => i + 1);
@@ -227,6 +229,8 @@ describe('a run whose writes fail', () => {
       for (const [first, second] of pairs) {
         for (let at = 1, met = 1; met > 0; at += 1) {
           met = 0;
+          await close(); // a count looks for every version that there ever was
+          await open();
           for (let then = at + 1, both = 2; both === 2; then += 1) {
             both = await runWith('rotation', [
               { at, mode: first },
