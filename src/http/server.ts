@@ -47,7 +47,7 @@ function answerClientError(error: NodeJS.ErrnoException, socket: Duplex): void {
   const [code, detail]: [ErrorCode, string] =
     error.code === 'HPE_HEADER_OVERFLOW'
       ? ['payload_too_large', `The headers have at most ${headerBytesMax} bytes.`]
-      : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
+      : error.code === 'ERR_HTTP_REQUEST_TIMEOUT' || error.code === 'ERR_TLS_HANDSHAKE_TIMEOUT'
         ? ['deadline_exceeded', 'The request did not arrive in time.']
         : ['request_invalid', 'This is not an HTTP/1.1 request.'];
   const requestId = newRequestId();
