@@ -161,10 +161,11 @@ async function findForeign(shop: Workshop, table: TableShape, column: Registered
   if (bounds.lowest < 0) return `${place} holds text that begins like an envelope and is none. ${mend}`;
   await shop.keyring.refresh(); // after the count: whatever may rightly stand there is known now
   const family = shop.keyring.state.families.get(column.class);
-  const active = family?.active ?? 0;
+  const used = [...(family?.versions.values() ?? [])].filter(({ state }) => state !== 'pending');
+  const newest = Math.max(0, ...used.map(({ version }) => version));
   const isGone = (version: number) => (family?.versions.get(version)?.state ?? 'destroyed') === 'destroyed';
-  const gone = Array.from({ length: active }, (_, i) => i + 1).filter(isGone);
-  if (bounds.highest > active) gone.push(bounds.highest);
+  const gone = Array.from({ length: newest }, (_, i) => i + 1).filter(isGone);
+  if (bounds.highest > newest) gone.push(bounds.highest);
   for (const version of gone) {
     if (!(await hasVersion(db, table, column.column, version))) continue;
     return `${place} holds an envelope of version ${version}, which family ${column.class} does not have. ${mend}`;
