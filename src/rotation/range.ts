@@ -141,6 +141,10 @@ async function workThrough(job: Job): Promise<Reached> {
     for (;;) {
       const round = await upcoming;
       const ended = round.done === true;
+      if (!ended) {
+        upcoming = batches.next(); // read and renewed while Postgres commits and updates
+        upcoming.catch(() => undefined); // looked at in the next round, unless something else fails first
+      }
       if (ended || !(await throttle.admit(round.value.changes.length, () => log.flush()))) {
         await log.flush();
         return { why: ended ? 'finished' : 'stopped', range: log.range };
@@ -152,8 +156,6 @@ async function workThrough(job: Job): Promise<Reached> {
         await log.flush();
         return { why: 'outdated', range: log.range };
       }
-      upcoming = batches.next(); // read and renewed while Postgres updates
-      upcoming.catch(() => undefined); // looked at in the next round, unless the update fails first
       const { point, rows } = await update(job, prepared);
       log.note(record(point.failures.length > 0 ? 'failed' : 'ok', rows), point);
     }
