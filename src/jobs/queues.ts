@@ -2,7 +2,7 @@
  * The queues, on pg-boss. The owner's role makes them; the service's role only uses them. Jobs carry ids and nothing
  * else: what there is to do stands in our own tables, and a job that is lost is sent again from there.
  */
-import { PgBoss } from 'pg-boss';
+import { PgBoss, type Clock } from 'pg-boss';
 import { connect, quoteIdentifier, roleOf } from '../db.ts';
 
 export const bossSchema = 'fieldkeep_jobs';
@@ -58,9 +58,13 @@ export async function migrateQueues(ownerUrl: string, serviceRole: string): Prom
   }
 }
 
-/** The boss of a running service. Errors that no call throws go to `onError`; without a listener they end the process. */
-export async function openBoss(databaseUrl: string, onError: (error: unknown) => void): Promise<PgBoss> {
-  const boss = new PgBoss({ ...bossOptions(databaseUrl), migrate: false, createSchema: false });
+/**
+ * The boss of a running service. Errors that no call throws go to `onError`; without a listener they end the process. Tests
+ * put a clock of their own in the place of the system's; then the URL must be the owner's.
+ */
+export async function openBoss(databaseUrl: string, onError: (error: unknown) => void, clock?: Clock): Promise<PgBoss> {
+  const options = { ...bossOptions(databaseUrl), migrate: false, createSchema: false };
+  const boss = new PgBoss(clock === undefined ? options : { ...options, clock });
   boss.on('error', onError);
   await boss.start();
   return boss;
