@@ -125,6 +125,14 @@ describe('tables in a target', () => {
     }
   }
 
+  it('count versions as our own database does: the functions are the same', async () => {
+    const sql = `select pg_get_functiondef(oid) as text from pg_proc
+                 where pronamespace = 'fieldkeep'::regnamespace and proname in ('fe_version', 'fe_stored_otherwise') order by 1`;
+    const [theirs, ours] = [await owner.query(sql), await bench.owner.query(sql)];
+    assert.equal(theirs.rows.length, 2);
+    assert.deepEqual(theirs.rows, ours.rows);
+  });
+
   it('are found usable, and their version indexes known', () => {
     const { catalog } = bench.service;
     assert.deepEqual([...catalog.problems.values()], []);
