@@ -6,7 +6,6 @@ import { claimRange, LeaseLost, listFreeRanges, listProgress } from '../../src/r
 import { advance } from '../../src/rotation/run.ts';
 import { openBoss } from '../../src/jobs/queues.ts';
 import { startWorkers, type Workers } from '../../src/jobs/workers.ts';
-import { parsePolicy } from '../../src/policy/policy.ts';
 import { findRun, type Run } from '../../src/rotation/store.ts';
 import { adoptPolicy, openService, type Service } from '../../src/service.ts';
 import { once, withMoments } from './intercept.ts';
@@ -14,6 +13,7 @@ import {
   activate,
   adopt,
   beginRotation,
+  changePolicy,
   drive,
   fill,
   isSettled,
@@ -114,13 +114,15 @@ describe('rival workers', () => {
 
   it('two services with workers share the ranges of a run, and do every row once', async () => {
     const tables = ['demo.employees', 'demo.a', 'demo.b', 'demo.c', 'demo.d'];
-    const policy = JSON.parse(policyText) as { columns: object[] };
+    const { columns } = JSON.parse(policyText) as { columns: object[] };
+    const more = tables.slice(1).map((table) => ({ ...columns[0], table }));
+    const classes = { ssn: { rotation: { concurrency: 4 } } };
+    const policy = changePolicy({ columns: [...columns, ...more], classes });
     for (const table of tables.slice(1)) {
       await bench.owner.query(`create table ${table} (like demo.employees including all)`);
       await bench.owner.query(`grant select, update on ${table} to ${new URL(bench.database.serviceUrl).username}`);
-      policy.columns.push({ ...policy.columns[0], table });
     }
-    for (const service of [bench.service, other]) await adoptPolicy(service, parsePolicy(JSON.stringify(policy)));
+    for (const service of [bench.service, other]) await adoptPolicy(service, policy);
     await fill(bench.owner, 1_500, valueOf);
     for (const table of tables.slice(1)) await bench.owner.query(`insert into ${table} select * from demo.employees`);
     await adopt(bench.service);
