@@ -127,7 +127,8 @@ export async function benchRotation(options: BenchOptions): Promise<Section[]> {
       const bench = { service, owner, table, peers, paces: new Paces() };
       for (let round = 0; round < rounds; round += 1) await goRound(bench, round, options);
       const without = 'transit left out: no VAULT_ADDR with VAULT_TOKEN, no bao or vault on PATH. ';
-      const note = `${vault === undefined ? without : ''}Peers have tables of their own; the last two of ${few.rows.toLocaleString('en-US')} rows.`;
+      const inMemory = process.env.VAULT_ADDR ? '' : 'transit: a development server, in memory and without audit. ';
+      const note = `${vault === undefined ? without : inMemory}Peers have tables of their own; the last two of ${few.rows.toLocaleString('en-US')} rows.`;
       return report(bench, options, note);
     } finally {
       await service.close();

@@ -17,7 +17,8 @@ import {
 } from '@47ng/cloak';
 import { transaction, type Pool } from '../../../src/db.ts';
 import { pace, type Peer } from '../pace.ts';
-import { inChunks, tenantOf, valueOf } from '../people.ts';
+import { valueOf } from '../people.ts';
+import { copyPeople } from './copy.ts';
 
 /** Prisma reads the cursor's own row in a subquery and skips it. */
 const findFirst = `select e.id, e.salary from demo.row_by_row e order by e.id asc limit 1 offset 0`;
@@ -26,22 +27,12 @@ const findNext = `
   from demo.row_by_row e, (select c.id as id_0 from demo.row_by_row c where c.id = $1) as order_cmp
   where e.id >= order_cmp.id_0 order by e.id asc limit 1 offset 1`;
 
-async function fill(owner: Pool, rows: number, key: string): Promise<void> {
-  const parsed = parseKeySync(key);
-  await owner.query('create table demo.row_by_row (like demo.employees including all)');
-  await inChunks(rows, (ids) =>
-    owner.query(
-      `insert into demo.row_by_row (id, tenant, name, salary)
-       select u.id, u.tenant, 'Employee', u.salary from unnest($1::bigint[], $2::text[], $3::text[]) as u(id, tenant, salary)`,
-      [ids, ids.map(tenantOf), ids.map((id) => encryptStringSync(valueOf('salary', id), parsed))],
-    ),
-  );
-  await owner.query('vacuum analyze demo.row_by_row');
-}
-
 export async function openRowByRowPeer(owner: Pool, { rows }: { rows: number }): Promise<Peer> {
   const keys = [generateKey()];
-  await fill(owner, rows, keys[0]!);
+  const first = parseKeySync(keys[0]!);
+  await copyPeople(owner, 'row_by_row', rows, (ids) =>
+    ids.map((id) => encryptStringSync(valueOf('salary', id), first)),
+  );
 
   async function migrateRecord(
     cursor: string | undefined,

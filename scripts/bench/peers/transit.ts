@@ -6,8 +6,9 @@
 import type { Pool } from '../../../src/db.ts';
 import { sweep, type Row, type TableShape } from '../engine.ts';
 import { pace, type Peer } from '../pace.ts';
-import { inChunks, tenantOf, valueOf } from '../people.ts';
+import { tenantOf, valueOf } from '../people.ts';
 import type { BenchVault } from '../vault-server.ts';
+import { copyPeople } from './copy.ts';
 
 const batchItems = 249;
 const keyName = 'rewrapped';
@@ -23,27 +24,6 @@ function readCiphertexts({ data = {} }: Awaited<ReturnType<BenchVault['call']>>)
   return (data['batch_results'] as { ciphertext: string }[]).map(({ ciphertext }) => ciphertext);
 }
 
-/** Encrypts `rows` salaries into a table with the same columns and indexes. */
-async function fill(owner: Pool, vault: BenchVault, rows: number): Promise<void> {
-  await owner.query('create table demo.rewrapped (like demo.employees including all)');
-  await inChunks(rows, async (ids) => {
-    for (let from = 0; from < ids.length; from += batchItems) {
-      const some = ids.slice(from, from + batchItems);
-      const items = some.map((id) => ({
-        plaintext: Buffer.from(valueOf('salary', id)).toString('base64'),
-        context: contextOf({ id, tenant: tenantOf(id) }),
-      }));
-      const answer = await vault.call('POST', `${vault.settings.mount}/encrypt/${keyName}`, { batch_input: items });
-      await owner.query(
-        `insert into demo.rewrapped (id, tenant, name, salary)
-         select u.id, u.tenant, 'Employee', u.salary from unnest($1::bigint[], $2::text[], $3::text[]) as u(id, tenant, salary)`,
-        [some, some.map(tenantOf), readCiphertexts(answer)],
-      );
-    }
-  });
-  await owner.query('vacuum analyze demo.rewrapped');
-}
-
 export async function openTransitPeer(
   owner: Pool,
   people: TableShape,
@@ -53,7 +33,18 @@ export async function openTransitPeer(
   const { mount } = vault.settings;
   const table = { ...people, name: 'rewrapped', address: 'demo.rewrapped' };
   await vault.call('POST', `${mount}/keys/${keyName}`, { type: 'aes256-gcm96', derived: true });
-  await fill(owner, vault, rows);
+
+  async function encrypt(ids: readonly number[]): Promise<string[]> {
+    const sealed: string[] = [];
+    for (let from = 0; from < ids.length; from += batchItems) {
+      const items = ids.slice(from, from + batchItems).map((id) => ({
+        plaintext: Buffer.from(valueOf('salary', id)).toString('base64'),
+        context: contextOf({ id, tenant: tenantOf(id) }),
+      }));
+      sealed.push(...readCiphertexts(await vault.call('POST', `${mount}/encrypt/${keyName}`, { batch_input: items })));
+    }
+    return sealed;
+  }
 
   async function rewrap(batch: readonly Row[]): Promise<string[][]> {
     const items = batch.map(({ key, tenant, values }) => ({
@@ -64,6 +55,7 @@ export async function openTransitPeer(
     return readCiphertexts(answer).map((text) => [text]);
   }
 
+  await copyPeople(owner, 'rewrapped', rows, encrypt);
   return {
     name: `transit rewrap, ${batchItems} a request`,
     async rotate() {
