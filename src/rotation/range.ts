@@ -3,7 +3,7 @@
  *
  *     read → renew (opened and sealed in memory) → intent entry → UPDATE → result entry with the checkpoint
  *
- * While Postgres updates one batch, the next is read and renewed. The result of a batch and the intent of the next share
+ * While Postgres updates one batch, the next two are read and renewed. The result of a batch and the intent of the next share
  * a commit. A crash costs at most the batch between intent and result: its rows are then current already and are passed
  * over when the range is done again from its checkpoint.
  *
@@ -34,6 +34,9 @@ import { findRun, type Run } from './store.ts';
 import { databaseOf } from './targets.ts';
 import { Throttle } from './throttle.ts';
 import { writeChanges, type Written } from './write.ts';
+
+/** In memory at the most, besides the one that is written. */
+const batchesAhead = 2;
 
 const nothing: Written = { keys: [], refused: [], ms: 0, contended: false };
 
@@ -136,15 +139,18 @@ async function workThrough(job: Job): Promise<Reached> {
   const record = (step: 'intent' | 'ok' | 'failed', count: number) => batchLine(run, range.table, step, count);
   const log = new Log(job);
   const batches = prepareBatches(job);
-  let upcoming = batches.next();
+  const upcoming: ReturnType<typeof batches.next>[] = [];
+  // Read and renewed while Postgres commits and updates: two, so that neither waits for the other.
+  const prepare = () => {
+    const next = batches.next();
+    next.catch(() => undefined); // looked at in its turn, unless something else fails first
+    upcoming.push(next);
+  };
   try {
     for (;;) {
-      const round = await upcoming;
+      while (upcoming.length <= batchesAhead) prepare();
+      const round = await upcoming.shift()!;
       const ended = round.done === true;
-      if (!ended) {
-        upcoming = batches.next(); // read and renewed while Postgres commits and updates
-        upcoming.catch(() => undefined); // looked at in the next round, unless something else fails first
-      }
       if (ended || !(await throttle.admit(round.value.changes.length, () => log.flush()))) {
         await log.flush();
         return { why: ended ? 'finished' : 'stopped', range: log.range };
