@@ -1,12 +1,13 @@
 /**
- * npm run bench [-- crypto] [api] [rotation] [live] [vault] [--rounds 5] [--seconds 2] [--rows 100000] [--concurrency 1] [--workers 1] [--json]
+ * npm run bench [-- crypto] [api] [rotation] [live] [vault] [--rounds 5] [--seconds 2] [--rows 100000] [--concurrency 1] [--workers 1] [--rate 1000] [--json]
  *
  * Measures us beside our limits, in turn and in one run, because machines are noisy and only ratios travel: a bare
  * cipher loop, a bare Express handler behind the same TLS, the same UPDATEs without crypto, transit. Figures are medians
  * of rounds. Two sections only run by name:
  *
  *     live    whole processes beside traffic of agents and an application that writes; once, for minutes. It is quiet
- *             for ten times --seconds, and --workers processes rotate where root keys are in a Vault
+ *             for ten times --seconds, and --workers processes rotate where root keys are in a Vault; the last time
+ *             at --rate rows a second of each family, in short batches
  *     vault   us beside transit; it runs unnamed, too, where VAULT_ADDR is set
  *
  * The Vault of `rotation`, `live` and `vault` is that of VAULT_ADDR and VAULT_TOKEN, else `bao` or `vault` from PATH.
@@ -39,6 +40,7 @@ await run(async () => {
       rows: { type: 'string', default: '100000' },
       concurrency: { type: 'string', default: '1' },
       workers: { type: 'string', default: '1' },
+      rate: { type: 'string', default: '1000' },
       json: { type: 'boolean', default: false },
     },
   });
@@ -51,6 +53,7 @@ await run(async () => {
     rows: Number(values.rows),
     concurrency: Number(values.concurrency),
     workers: Number(values.workers),
+    rate: Number(values.rate),
   };
   const results: Section[] = [];
   for (const name of chosen) {

@@ -6,6 +6,7 @@ import { readFileSync, rmSync } from 'node:fs';
 import type { Server } from 'node:http';
 import type { Server as TlsServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
+import { setPriority } from 'node:os';
 import { join } from 'node:path';
 import { destination, pino, type Logger } from 'pino';
 import { readConfig, type Config } from './config.ts';
@@ -40,6 +41,8 @@ const requestDeadlineMs = 10_000;
 const drainMaxMs = 15_000;
 const tlsLookEveryMs = 5_000;
 const rightsEveryMs = 5_000;
+/** Of a worker beside others on its machine; 0 is usual, 19 is the least. */
+const workerNiceness = 10;
 
 /** What has to be undone, newest first. */
 type Undo = () => Promise<void> | void;
@@ -254,6 +257,7 @@ async function start(undo: Undo[]): Promise<void> {
   const inside = await startInside(service, metrics, config, undo);
   const url = role === 'worker' ? undefined : await startHttp(service, metrics, config, undo);
   const listening = { ...inside, ...(url !== undefined && { url }) };
+  if (role === 'worker') setPriority(workerNiceness); // nobody waits for it as an agent waits for an answer
   if (role !== 'api') await startJobs(service, database.url, undo);
   const watch = watchPolicy(config.policyFile, policy.version, (next) => adoptPolicy(service, next), log);
   undo.push(() => watch.stop());

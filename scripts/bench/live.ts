@@ -43,14 +43,14 @@ interface Run {
 }
 
 /** All phases under load; the load has ended when this answers. */
-async function runLoad(stage: Stage, shadow: Shadow, { rows, seconds }: BenchOptions): Promise<Run> {
+async function runLoad(stage: Stage, shadow: Shadow, { rows, seconds, rate }: BenchOptions): Promise<Run> {
   const { service, api, database } = stage;
   const { owner } = database;
   const traffic = await startTraffic({ service, owner, rows, perSecond: requestsPerSecond });
   const application = startApplication({ api, owner, shadow, perSecond: writesPerSecond });
   let measured: Measured;
   try {
-    measured = await goThrough(stage, traffic, { rows, seconds: seconds * secondsFactor });
+    measured = await goThrough(stage, traffic, { rows, seconds: seconds * secondsFactor, rate });
   } finally {
     await traffic.stop();
     await application.stop();

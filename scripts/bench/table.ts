@@ -8,6 +8,8 @@ export interface BenchOptions {
   readonly concurrency: number;
   /** Processes that rotate, where that is not the one that answers. */
   readonly workers: number;
+  /** Rows per second of each family, where rotations are held back. */
+  readonly rate: number;
 }
 
 export interface Section {

@@ -3,7 +3,7 @@
  * under its target, shrinking at once when one does not. Pure.
  */
 export const batchRowsMin = 10;
-export const batchRowsMax = 4_000;
+export const batchRowsMax = 2_000;
 const batchRowsFirst = 200;
 /** Aimed at below the target, so that it is passed rarely and not every other time. */
 const aim = 0.8;

@@ -3,7 +3,7 @@ import type { Verdict } from '../../demo/verify.ts';
 import { rate, type Pace } from '../pace.ts';
 import type { Section } from '../table.ts';
 import type { Application } from './application.ts';
-import type { Span } from './latency.ts';
+import { secondsOf, type Span } from './latency.ts';
 import type { Measured } from './phases.ts';
 import type { Traffic } from './traffic.ts';
 
@@ -13,6 +13,7 @@ export function tellLatency(measured: Measured, traffic: Traffic, application: A
     ['quiet', [measured.quiet]],
     ['beside raw UPDATEs', [measured.besideRaw]],
     ['beside rotations', measured.busy],
+    ['beside rotations held back', measured.gentle],
   ];
   return phases.map(([name, when]) => {
     const { perSecond, failed, p50Ms, p99Ms } = traffic.recorder.summarise(when);
@@ -30,7 +31,7 @@ export function tellLatency(measured: Measured, traffic: Traffic, application: A
   });
 }
 
-export function tellRates({ raw, engine, rotationSeconds }: Measured): Section['rows'] {
+export function tellRates({ raw, engine, rotationSeconds, gentle, gentleEngine }: Measured): Section['rows'] {
   const row = (name: string, pace: Pace, seconds: number) => ({
     name,
     figures: { 'values/s': rate(pace), 'of raw': rate(pace) / rate(raw), values: pace.rows, 'whole s': seconds },
@@ -38,6 +39,7 @@ export function tellRates({ raw, engine, rotationSeconds }: Measured): Section['
   return [
     row('raw UPDATE, there and back', raw, raw.seconds),
     row('rotations of all families', engine, rotationSeconds),
+    row('the same, held back', gentleEngine, secondsOf(gentle)),
   ];
 }
 

@@ -2,6 +2,8 @@
  * The living system: a Postgres of its own with a table that is encrypted already, and processes of the service on it. With
  * a Vault there is one that answers agents and others that rotate; embedded root keys serve one process, which does both.
  */
+import { readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { openApi, type Api } from '../../support.ts';
 import { openDatabase, type BenchDatabase } from '../database.ts';
 import { isAdopted, policyFile } from '../engine.ts';
@@ -16,19 +18,31 @@ export interface Stage {
   readonly workers: readonly ServiceProcess[];
   readonly api: Api;
   readonly hasVault: boolean;
+  /** Puts a policy in force in which every class says so of its rotations. */
+  limit(rotation: object): Promise<void>;
   close(): Promise<void>;
 }
 
 /** What has to be undone, newest first. */
 type Undo = () => Promise<unknown> | void;
 
+const policyOf = (home: string) => join(home, 'keys-policy.json');
+/** Every process looks at its policy file every two seconds. */
+const policySeconds = 4;
+
+async function limitRotations(home: string, rotation: object): Promise<void> {
+  const file = JSON.parse(await readFile(policyFile, 'utf8')) as { classes: Record<string, object> };
+  for (const [name, each] of Object.entries(file.classes)) file.classes[name] = { ...each, rotation };
+  await writeFile(policyOf(home), JSON.stringify(file));
+}
+
 async function startAll(
-  { ownerUrl, serviceUrl }: BenchDatabase,
+  { home, ownerUrl, serviceUrl }: BenchDatabase,
   vault: BenchVault | undefined,
   workers: number,
   undo: Undo[],
 ): Promise<{ service: Service; workers: ServiceProcess[] }> {
-  const database = { DATABASE_URL: serviceUrl, DATABASE_OWNER_URL: ownerUrl, FIELDKEEP_POLICY: policyFile };
+  const database = { DATABASE_URL: serviceUrl, DATABASE_OWNER_URL: ownerUrl, FIELDKEEP_POLICY: policyOf(home) };
   if (vault === undefined) {
     const service = await startService({ ...database, VAULT_ADDR: '', VAULT_TOKEN: '', ROLE: 'all' });
     undo.push(() => service.stop());
@@ -58,6 +72,7 @@ export async function openStage({ rows, workers }: { rows: number; workers: numb
     const vault = await openBenchVault();
     if (vault !== undefined) undo.push(() => vault.close());
     await fill(database.owner, rows);
+    await limitRotations(database.home, {});
     const started = await startAll(database, vault, workers, undo);
     const { service } = started;
     const api = await openApi({ ...service, pid: service.pid });
@@ -68,7 +83,11 @@ export async function openStage({ rows, workers }: { rows: number; workers: numb
       await new Promise((resolve) => setTimeout(resolve, 250));
     }
     await database.owner.query('vacuum analyze demo.employees');
-    return { database, ...started, api, hasVault: vault !== undefined, close };
+    const limit = async (rotation: object) => {
+      await limitRotations(database.home, rotation);
+      await new Promise((resolve) => setTimeout(resolve, policySeconds * 1000));
+    };
+    return { database, ...started, api, hasVault: vault !== undefined, limit, close };
   } catch (error) {
     await close();
     throw error;
