@@ -24,6 +24,9 @@ const rangesSentMax = 32;
 /** Looking for plaintext without an index reads the whole table. */
 const unindexedLookMs = 300_000;
 
+/** A job is due also when the database's clock goes back: one that waits keeps others for its range from being sent. */
+const longAgo = () => new Date(Date.now() - 86_400_000);
+
 export interface Workers {
   /** Looks now instead of at the next tick. */
   wake(): void;
@@ -57,7 +60,7 @@ export async function startWorkers(
     const { pool, instanceId } = shop();
     await releaseForgotten(pool, instanceId, [...working]);
     for (const rangeId of await listFreeRanges(pool, await listWorkable(shop()), rangesSentMax)) {
-      await boss.send(rangeQueue, { rangeId } satisfies RangeJob, { singletonKey: rangeId });
+      await boss.send(rangeQueue, { rangeId } satisfies RangeJob, { singletonKey: rangeId, startAfter: longAgo() });
     }
   }
 
@@ -96,6 +99,7 @@ export async function startWorkers(
     async (jobs) => {
       for (const job of jobs) {
         const { rangeId } = job.data;
+        if (working.has(rangeId)) continue; // a second job for it: the first goes on
         working.add(rangeId);
         const work = workRange(shop(), rangeId, () => stopping).finally(() => working.delete(rangeId));
         await work.catch(async (error: unknown) => {

@@ -36,13 +36,13 @@ export interface RunView {
 }
 
 function waitingFor(run: Run): string | undefined {
-  if (run.phase === 'pending') return 'every instance to hold the new key';
   if (run.phase === 'paused') return 'somebody to resume it';
   const left = (since: Date | undefined, ms: number) =>
     since === undefined ? 0 : Math.ceil((ms - (run.now.getTime() - since.getTime())) / 1000);
-  if (run.phase === 'active') {
+  if (run.phase === 'pending' || run.phase === 'active') {
     const seconds = left(run.pendingAt, searchTokenTtlMs);
-    return seconds > 0 ? `search tokens of the old version to expire, ${seconds} s` : undefined;
+    if (seconds > 0 && run.searchable) return `search tokens without the new version to expire, ${seconds} s`;
+    return run.phase === 'pending' ? 'every instance to hold the new key' : undefined;
   }
   if (run.phase !== 'verifying') return undefined;
   const seconds = left(run.activatedAt, handOverMs);

@@ -2,7 +2,8 @@
  * Takes runs further. `advance` may be called at any moment, by any process, as often as one likes: it looks at what is
  * stored, does what comes next, and returns. Nothing is remembered between calls.
  *
- *     pending        root key rotated, version v+1 and its data keys made, every living instance can use them
+ *     pending        root key rotated, version v+1 and its data keys made, every living instance can use them, and every
+ *                    search knows its tokens
  *     active         v+1 active and v decrypt-only in one transaction; answers under the old epoch are refused from here
  *     re-encrypting  ranges planned (pass.ts), worked through by jobs (range.ts)
  *     verifying      writers waited out, then counted (pass.ts): nothing left is done, what cannot be proven is blocked
@@ -74,6 +75,16 @@ async function makeVersion(shop: DriverShop, run: Run, family: string, version: 
   }
 }
 
+/**
+ * Whether nobody searches any more with tokens that lack the version: else what an application writes under it, or a row
+ * that is re-encrypted, would be missed. An emergency does not wait to activate, for until then nothing is encrypted; it
+ * waits to re-encrypt.
+ */
+function areTokensKnown(shop: DriverShop, run: Run, family: string): boolean {
+  if (!isSearchable(shop.keyring.state.families.get(family))) return true;
+  return run.pendingAt !== undefined && msSince(run, run.pendingAt) >= searchTokenTtlMs;
+}
+
 /** Makes v+1 ready everywhere and activates it; comes back early while somebody is not ready. */
 async function prepareVersion(shop: DriverShop, run: Run, family: string, version: number): Promise<void> {
   await shop.keyring.refresh();
@@ -89,6 +100,7 @@ async function prepareVersion(shop: DriverShop, run: Run, family: string, versio
   const tenants = await listTenantsLacking(shop.pool, family, version - 1, version);
   for (const tenant of tenants) await shop.keyring.getOrMake(tenant, family, version);
   if ((await countUnready(shop.pool, family, version)) > 0) return;
+  if (!run.compromised && !areTokensKnown(shop, run, family)) return;
   await activate(shop, run, family, version);
 }
 
@@ -149,8 +161,7 @@ async function step(shop: DriverShop, run: Run): Promise<void> {
       await prepareVersion(shop, run, family!, version!);
       return;
     case 'active': {
-      const searchable = run.kind === 'rotation' && isSearchable(shop.keyring.state.families.get(family!));
-      if (searchable && msSince(run, run.pendingAt) < searchTokenTtlMs) return;
+      if (run.kind === 'rotation' && !areTokensKnown(shop, run, family!)) return;
       await shop.keyring.refresh();
       return await planPass(await lookAgain(shop), run);
     }

@@ -29,6 +29,8 @@ export interface Run {
   /** Rows that do not open, those that were given up included. */
   readonly failed: number;
   readonly waived: number;
+  /** Its family has blind indexes: searches have to know the tokens of what it makes. */
+  readonly searchable: boolean;
   /** What slows it down now, in words. */
   readonly throttle?: string;
   /** Values per second, smoothed. */
@@ -79,6 +81,7 @@ interface RunRow {
   unfinished: number;
   failed: number;
   waived: number;
+  searchable: boolean;
   now: Date;
 }
 
@@ -88,6 +91,7 @@ const runColumns = `r.id, r.kind, r.family, r.version, r.reason, r.compromised, 
   (select count(*)::int from fieldkeep.rotation_ranges g where g.rotation = r.id and g.finished_at is null) as unfinished,
   (select count(*)::int from fieldkeep.rotation_failures f where f.rotation = r.id) as failed,
   (select count(*)::int from fieldkeep.rotation_failures f where f.rotation = r.id and f.waived_at is not null) as waived,
+  exists (select from fieldkeep.key_versions v where v.family = r.family and json_array_length(v.indexes) > 0) as searchable,
   clock_timestamp() as now`;
 
 /** Members that are null in the database, or undefined, are absent in the object. */
@@ -127,6 +131,7 @@ function toRun(row: RunRow): Run {
     unfinishedRanges: row.unfinished,
     failed: row.failed,
     waived: row.waived,
+    searchable: row.searchable,
     now: row.now,
     ...optional,
     phase: phaseOf({ kind: row.kind, unfinishedRanges: row.unfinished, ...optional }),

@@ -9,7 +9,17 @@ import { advance } from '../../src/rotation/run.ts';
 import { loadCatalog } from '../../src/rotation/catalog.ts';
 import { claimRange, listFreeRanges } from '../../src/rotation/range-store.ts';
 import { findRun, type Run } from '../../src/rotation/store.ts';
-import { adopt, beginRotation, drive, fill, openBench, openFor, skipWaits, type Bench } from '../rotation/support.ts';
+import {
+  adopt,
+  beginRotation,
+  drive,
+  fill,
+  openBench,
+  openFor,
+  skipTokens,
+  skipWaits,
+  type Bench,
+} from '../rotation/support.ts';
 
 describe('the workers', () => {
   let bench: Bench;
@@ -40,6 +50,7 @@ describe('the workers', () => {
     for (;;) {
       const run = (await findRun(bench.service.pool, id))!;
       if (until(run)) return run;
+      if (run.phase === 'pending') await skipTokens(bench.owner, id);
       assert.ok(performance.now() < deadline, `the run is still ${run.phase}`);
       await new Promise((resolve) => setTimeout(resolve, 50));
     }

@@ -5,7 +5,18 @@ import { workRange } from '../../src/rotation/range.ts';
 import { advance, startAdoption } from '../../src/rotation/run.ts';
 import { listFreeRanges } from '../../src/rotation/range-store.ts';
 import { findRun } from '../../src/rotation/store.ts';
-import { adopt, beginRotation, drive, fill, isSettled, openBench, rotate, skipWaits, type Bench } from './support.ts';
+import {
+  adopt,
+  beginRotation,
+  drive,
+  fill,
+  isSettled,
+  openBench,
+  rotate,
+  skipTokens,
+  skipWaits,
+  type Bench,
+} from './support.ts';
 
 const versionsSql =
   'select fieldkeep.fe_version(ssn) as version, count(*)::int as n from demo.employees group by 1 order by 1';
@@ -111,6 +122,7 @@ describe('what a census must not overlook', () => {
       appends += 1;
       while (appends === 3 && (await findRun(bench.service.pool, rotation))?.activatedAt === undefined) {
         await advance(bench.service, rotation);
+        await skipTokens(bench.service.pool, rotation);
         before = await counts();
       }
       return await audit.append(...args);

@@ -114,7 +114,7 @@ describe('an emergency, recorded', () => {
       LeaseLost,
     );
     assert.deepEqual(await listFreeRanges(pool), []);
-    assert.equal((await findRun(pool, first))?.phase, 'done');
+    assert.equal((await findRun(pool, first))?.phase, 'cancelled');
   });
 
   it('leaves no row behind: the worker opens what is closed to everybody else', async () => {

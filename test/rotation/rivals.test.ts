@@ -21,6 +21,7 @@ import {
   openFor,
   policyText,
   rotate,
+  skipTokens,
   skipWaits,
   type Bench,
 } from './support.ts';
@@ -147,6 +148,7 @@ describe('rival workers', () => {
       const id = await beginRotation(bench.service);
       const until = async (what: (run: Run) => boolean) => {
         for (let run = await findRun(bench.owner, id); !what(run!); run = await findRun(bench.owner, id)) {
+          if (run!.phase === 'pending') await skipTokens(bench.owner, id);
           await new Promise((resolve) => setTimeout(resolve, 50));
         }
       };

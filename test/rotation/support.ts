@@ -108,11 +108,17 @@ export function changePolicy(change: {
   return parsePolicy(JSON.stringify({ ...file, ...(change.columns !== undefined && { columns: change.columns }) }));
 }
 
-/** Takes a run further until `until` holds, with the jobs' work done here. */
+/** As if nobody had search tokens any more that lack the new version. */
+export async function skipTokens(db: Pool, id: string): Promise<void> {
+  await db.query(`update fieldkeep.rotations set pending_at = pending_at - interval '1 min' where id = $1`, [id]);
+}
+
+/** Takes a run further until `until` holds, with the jobs' work done here, and without waiting for search tokens to expire. */
 export async function drive(service: Service, id: string, until: (run: Run) => boolean, maxMs = 30_000): Promise<Run> {
   const deadline = performance.now() + maxMs;
   for (;;) {
     await advance(service, id);
+    if ((await findRun(service.pool, id))?.phase === 'pending') await skipTokens(service.pool, id);
     for (const range of await listFreeRanges(service.pool)) await workRange(service, range, () => false);
     const run = await findRun(service.pool, id);
     if (run !== undefined && until(run)) return run;
@@ -162,6 +168,7 @@ export async function activate({ service, owner }: Bench): Promise<string> {
   for (let run: Run | undefined; run?.activatedAt === undefined; run = await findRun(owner, id)) {
     await advance(service, id);
     await beReady(owner);
+    await skipTokens(owner, id);
   }
   await skipWaits(owner, id);
   return id;

@@ -88,7 +88,7 @@ export interface Measured {
 }
 
 /** What a policy says that puts agents first. */
-const gentleBatchMs = 10;
+const gentleBatchMs = 5;
 
 /** `seconds`: how long it is quiet, and the raw UPDATEs go on at least. */
 export async function goThrough(
