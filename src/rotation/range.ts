@@ -176,24 +176,26 @@ function isForgotten(shop: Workshop, run: Run, range: Range): boolean {
 }
 
 /**
- * Works a range through, or as far as it gets before `isStopping`. Does nothing when the range is finished, somebody alive
- * has it, or as many ranges of its run are worked on as may be. Errors: LeaseLost, those of the database, outages of keys;
- * the range then goes on from its checkpoint.
+ * Works a range through, or as far as it gets before `isStopping` or a new policy, which may hold it back more or less: it
+ * is then taken up again. Does nothing when the range is finished, somebody alive has it, or as many ranges of its run are
+ * worked on as may be. Errors: LeaseLost, those of the database, outages of keys; it then goes on from its checkpoint.
  */
 export async function workRange(shop: Workshop, rangeId: string, isStopping: () => boolean): Promise<void> {
   const runId = await findRunOf(shop.pool, rangeId);
   const run = runId === undefined ? undefined : await findRun(shop.pool, runId);
   if (run === undefined) return;
-  const { concurrency } = limitsOf(shop.policy, run, columnsOf(shop.policy, run));
+  const { policy } = shop;
+  const { concurrency } = limitsOf(policy, run, columnsOf(policy, run));
+  const isHeld = () => isStopping() || shop.policy !== policy;
   const lease = randomUUID();
   const range = await claimRange(shop.pool, rangeId, lease, shop.instanceId, concurrency);
   if (range === undefined) return;
   try {
     if (isForgotten(shop, run, range)) return await finishRange(shop.pool, range.id, lease);
-    const catalog = await loadCatalog(shop.targets, shop.policy.columns);
+    const catalog = await loadCatalog(shop.targets, policy.columns);
     for (let reached: Reached = { why: 'outdated', range }; ;) {
       await shop.keyring.refresh(); // the active version must be the one that this run made
-      reached = await workThrough(openJob({ ...shop, catalog }, run, reached.range, lease, isStopping));
+      reached = await workThrough(openJob({ ...shop, policy, catalog }, run, reached.range, lease, isHeld));
       if (reached.why === 'finished') await finishRange(shop.pool, range.id, lease);
       if (reached.why !== 'outdated') return;
     }

@@ -93,6 +93,19 @@ describe('rotation/throttle', () => {
     assert.equal((await findRun(bench.service.pool, id))!.phase, 'cancelled');
   });
 
+  it('goes by a new policy from the next batch on', async () => {
+    await plan(3_000, { rowsPerSecondMax: 200 });
+    const [range] = await listFreeRanges(bench.service.pool);
+    const slowly = workRange(bench.service, range!, () => false);
+    while ((await countAdopted()) === 0) await sleep(5);
+    bench.service.policy = changePolicy({});
+    await slowly;
+    assert.ok((await countAdopted()) < 1_000, 'the range was given back');
+    const started = performance.now();
+    await workRange(bench.service, range!, () => false);
+    assert.ok(performance.now() - started < 3_000, 'and goes on without the rate');
+  });
+
   it('has no more ranges of a run at work than its concurrency, over all instances', async () => {
     await plan(9_000, { concurrency: 2 });
     const { pool, instanceId } = bench.service;
