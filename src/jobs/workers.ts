@@ -15,10 +15,10 @@ import { rangeQueue, type RangeJob } from './queues.ts';
 const everyTwoSeconds = '*/2 * * * * *';
 const pollSeconds = 0.5;
 /**
- * Ranges that one process works on at the same time: two keep its thread busy, more only keep more of the database busy.
- * How many of a run all processes may, the policy says.
+ * Ranges that one process works on at the same time; how many of a run all processes may, the policy says. More than its
+ * thread can do at once, for those that are held back by a rate only wait.
  */
-const rangesAtOnce = 2;
+const rangesAtOnce = 4;
 /** Of a run, waiting in the queue. */
 const rangesSentMax = 32;
 /** Looking for plaintext without an index reads the whole table. */

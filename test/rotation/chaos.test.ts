@@ -9,7 +9,7 @@ import { Application, columns } from '../support/application.ts';
 import { Site, type Process } from '../support/processes.ts';
 import { describeVault } from '../support/vault.ts';
 
-const killsMax = Number(process.env.KILLS ?? 6);
+const killsMax = Number(process.env.KILLS ?? 4);
 const rows = Number(process.env.ROWS ?? 5_000);
 const roundMaxMs = 240_000;
 

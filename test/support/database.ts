@@ -1,6 +1,6 @@
 /**
- * Databases for tests. One embedded Postgres serves a whole run (or the server of TEST_DATABASE_URL, a superuser's URL);
- * every suite gets a database of its own, cloned from a template that was migrated once.
+ * Databases for tests. One embedded Postgres serves a whole run (or the server of TEST_DATABASE_URL, a superuser's URL), all
+ * of its processes; every suite gets a database of its own, cloned from a template that was migrated once.
  */
 import { randomBytes } from 'node:crypto';
 import { mkdtempSync, readFileSync, rmSync, chmodSync } from 'node:fs';
@@ -16,13 +16,15 @@ export interface TestDatabase {
   drop(): Promise<void>;
 }
 
+/** What the processes of a run have to know of the server. */
 interface Cluster {
   readonly ownerUrl: string;
   readonly serviceUrl: string;
-  stop(): Promise<void>;
+  readonly template: string;
 }
 
-const template = `fieldkeep_template_${randomBytes(4).toString('hex')}`;
+/** How the process that starts the server tells the others, which it starts afterwards. */
+const variable = 'FIELDKEEP_TEST_CLUSTER';
 
 async function admin(ownerUrl: string, statements: readonly string[]): Promise<void> {
   const url = new URL(ownerUrl);
@@ -35,8 +37,14 @@ async function admin(ownerUrl: string, statements: readonly string[]): Promise<v
   }
 }
 
+interface Server {
+  readonly ownerUrl: string;
+  readonly serviceUrl: string;
+  stop(): Promise<void>;
+}
+
 /** The role that the tests' services connect as, on a server that was given to us. */
-async function borrow(ownerUrl: string): Promise<Cluster> {
+async function borrow(ownerUrl: string): Promise<Server> {
   const role = `fieldkeep_test_${randomBytes(4).toString('hex')}`;
   await admin(ownerUrl, [`create role ${role} login password '${role}'`]);
   const serviceUrl = new URL(ownerUrl);
@@ -45,10 +53,10 @@ async function borrow(ownerUrl: string): Promise<Cluster> {
   return { ownerUrl, serviceUrl: serviceUrl.href, stop: () => Promise.resolve() };
 }
 
-async function embed(): Promise<Cluster> {
+async function embed(): Promise<Server> {
   const home = mkdtempSync(join(tmpdir(), 'fieldkeep-test-'));
   chmodSync(home, 0o711); // as root, Postgres runs as another user below it
-  const settings = { fsync: 'off', max_connections: '200' };
+  const settings = { fsync: 'off', max_connections: '300' };
   const postgres = await startPostgres({ home, settings });
   return {
     ...postgres,
@@ -59,14 +67,27 @@ async function embed(): Promise<Cluster> {
   };
 }
 
-async function start(): Promise<Cluster> {
+/** Starts the server and migrates the template. Answers how to stop it. */
+export async function startCluster(): Promise<() => Promise<void>> {
   const url = process.env.TEST_DATABASE_URL;
-  const cluster = url === undefined ? await embed() : await borrow(url);
-  await admin(cluster.ownerUrl, [`create database ${template}`]);
-  const ownerUrl = withDatabase(cluster.ownerUrl, template);
-  await migrate(ownerUrl, roleOf(cluster.serviceUrl), () => undefined);
-  await migrateQueues(ownerUrl, roleOf(cluster.serviceUrl));
-  return cluster;
+  const server = url === undefined ? await embed() : await borrow(url);
+  const template = `fieldkeep_template_${randomBytes(4).toString('hex')}`;
+  await admin(server.ownerUrl, [`create database ${template}`]);
+  const ownerUrl = withDatabase(server.ownerUrl, template);
+  await migrate(ownerUrl, roleOf(server.serviceUrl), () => undefined);
+  await migrateQueues(ownerUrl, roleOf(server.serviceUrl));
+  const { serviceUrl } = server;
+  process.env[variable] = JSON.stringify({ ownerUrl: server.ownerUrl, serviceUrl, template } satisfies Cluster);
+  return async () => {
+    await admin(server.ownerUrl, [`drop database if exists ${template} with (force)`]);
+    await server.stop();
+  };
+}
+
+function getCluster(): Cluster {
+  const told = process.env[variable];
+  if (told === undefined) throw new Error('No server was started for this run: mocha needs test/support/hooks.ts.');
+  return JSON.parse(told) as Cluster;
 }
 
 function withDatabase(url: string, name: string): string {
@@ -75,12 +96,11 @@ function withDatabase(url: string, name: string): string {
   return changed.href;
 }
 
-let cluster: Promise<Cluster> | undefined;
 let cloning: Promise<void> = Promise.resolve();
 
 /** A migrated database with nothing in it. */
 export async function createDatabase(): Promise<TestDatabase> {
-  const { ownerUrl, serviceUrl } = await (cluster ??= start());
+  const { ownerUrl, serviceUrl, template } = getCluster();
   const name = `fieldkeep_test_${randomBytes(6).toString('hex')}`;
   cloning = cloning.then(() => admin(ownerUrl, [`create database ${name} template ${template}`]));
   await cloning;
@@ -93,7 +113,7 @@ export async function createDatabase(): Promise<TestDatabase> {
 
 /** A database of a customer's: nothing of ours in it but what its owner installs by migrations/target.sql. */
 export async function createTarget(): Promise<TestDatabase> {
-  const { ownerUrl, serviceUrl } = await (cluster ??= start());
+  const { ownerUrl, serviceUrl } = getCluster();
   const name = `customer_test_${randomBytes(6).toString('hex')}`;
   await admin(ownerUrl, [`create database ${name}`]);
   const sql = readFileSync(new URL('../../migrations/target.sql', import.meta.url), 'utf8');
@@ -109,13 +129,4 @@ export async function createTarget(): Promise<TestDatabase> {
     serviceUrl: withDatabase(serviceUrl, name),
     drop: () => admin(ownerUrl, [`drop database if exists ${name} with (force)`]),
   };
-}
-
-/** The cluster itself, for tests that restart it. */
-export async function stopCluster(): Promise<void> {
-  if (cluster === undefined) return;
-  const running = await cluster;
-  cluster = undefined;
-  await admin(running.ownerUrl, [`drop database if exists ${template} with (force)`]);
-  await running.stop();
 }

@@ -1,6 +1,12 @@
-/** Ends what the whole run shared. */
-import { stopCluster } from './database.ts';
+/** Starts and ends what a whole run shares, in the process that the others of a parallel run are started by. */
+import { startCluster } from './database.ts';
+
+let stop: () => Promise<void>;
+
+export async function mochaGlobalSetup(): Promise<void> {
+  stop = await startCluster();
+}
 
 export async function mochaGlobalTeardown(): Promise<void> {
-  await stopCluster();
+  await stop();
 }
