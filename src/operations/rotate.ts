@@ -3,9 +3,9 @@
  * what a rotation would do. With `compromised` the active version is closed before the answer: no envelope of it is stored
  * from then on. With an Idempotency-Key, a call whose answer was lost is answered again and not done twice.
  */
-import { createHash, randomUUID } from 'node:crypto';
+import { randomUUID } from 'node:crypto';
 import { waitOutIntake } from '../audit/store.ts';
-import { canonicalJson } from '../crypto/canonical.ts';
+import { canonicalDigest } from '../crypto/canonical.ts';
 import { toUnavailable } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { inProgress, planEmergency, recordEmergency } from '../rotation/emergency.ts';
@@ -117,10 +117,7 @@ export const rotate: Operation = async (service, call) => {
   const family = call.params['family']!;
   const body = call.body as RotateBody;
   const meant = activeOf(service, family);
-  const digest = createHash('sha256')
-    .update(canonicalJson(['rotate', family, body]))
-    .digest('base64url');
-  const keyed = { ...call, idempotencyDigest: digest };
+  const keyed = { ...call, idempotencyDigest: canonicalDigest(['rotate', family, body]) };
   const result = await performCall(
     service,
     call,

@@ -9,10 +9,11 @@
  *     every column counted: nothing left but rows that were given up by approval   → done
  */
 import { randomUUID } from 'node:crypto';
+import type { Pool } from '../db.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
 import { keyAfter, readBatch, type Key, type Stale } from './batch.ts';
 import { parseRow, type TableShape } from './catalog.ts';
-import { countVersion, findVersionBounds, hasVersion, waitOutWriters } from './census.ts';
+import { countVersion, countVersions, findVersionBounds, hasVersion, waitOutWriters } from './census.ts';
 import { appendAlways, phaseLine } from './entries.ts';
 import { listRetryable, listWaived } from './failure-store.ts';
 import { columnsOf, limitsOf, staleVersions } from './plan.ts';
@@ -60,14 +61,25 @@ interface StaleCount {
   readonly version: number | undefined;
 }
 
+/** Values of these versions: one look at the index for each, or one at the whole table for all of them. */
+async function countEach(db: Pool, table: TableShape, column: string, versions: readonly number[]) {
+  if (table.indexed.has(column)) {
+    const counts = new Map<number, number>();
+    for (const version of versions) counts.set(version, await countVersion(db, table, column, version));
+    return counts;
+  }
+  const { counts } = await countVersions(db, table, column);
+  return new Map(versions.map((version) => [version, counts.get(version) ?? 0]));
+}
+
 async function countStale(shop: Workshop, run: Run): Promise<StaleCount[]> {
   const counts: StaleCount[] = [];
   for (const { table, columns } of listTables(shop, run)) {
     const db = databaseOf(shop, table);
     for (const { column, ...rest } of columns) {
       let [total, most, version] = [0, 0, undefined as number | undefined];
-      for (const each of staleVersions(shop.keyring.state, { column, ...rest }, run.kind)) {
-        const n = await countVersion(db, table, column, each);
+      const versions = staleVersions(shop.keyring.state, { column, ...rest }, run.kind);
+      for (const [each, n] of await countEach(db, table, column, versions)) {
         total += n;
         if (n > most) [most, version] = [n, each];
       }

@@ -82,8 +82,8 @@ export interface Range {
 }
 
 /** Of the range `g`: a living instance works on it. */
-const isHeld = `g.holder is not null and exists
-  (select from fieldkeep.instances i where i.id = g.holder and i.heartbeat_at > now() - interval '10 s')`;
+const isHeld = (g: string) => `${g}.holder is not null and exists
+  (select from fieldkeep.instances i where i.id = ${g}.holder and i.heartbeat_at > now() - interval '10 s')`;
 
 interface RangeRow {
   id: string;
@@ -116,10 +116,9 @@ export async function claimRange(
     );
     const { rows } = await tx.query<RangeRow>(
       `update fieldkeep.rotation_ranges g set lease = $2, holder = $3
-       where id = $1 and finished_at is null and not (${isHeld}) and $4 > (
-         select count(*) from fieldkeep.rotation_ranges o join fieldkeep.instances i on i.id = o.holder
-         where o.rotation = g.rotation and o.finished_at is null and o.id <> g.id
-           and i.heartbeat_at > now() - interval '10 s')
+       where id = $1 and finished_at is null and not (${isHeld('g')}) and $4 > (
+         select count(*) from fieldkeep.rotation_ranges o
+         where o.rotation = g.rotation and o.finished_at is null and o.id <> g.id and ${isHeld('o')})
        returning id, rotation as run, pass, "table", lower, upper, rows, step, cursor`,
       [id, lease, holder, concurrentMax],
     );
@@ -171,7 +170,7 @@ export async function listFreeRanges(db: Queryable, runs?: readonly string[], li
     `select id from (
        select g.id, row_number() over (partition by g.rotation order by g.pass, g."table", g.lower nulls first) as n
        from fieldkeep.rotation_ranges g
-       where g.finished_at is null and not (${isHeld}) and ($1::uuid[] is null or g.rotation = any ($1))
+       where g.finished_at is null and not (${isHeld('g')}) and ($1::uuid[] is null or g.rotation = any ($1))
          and g.rank = (select min(o.rank) from fieldkeep.rotation_ranges o
                        where o.rotation = g.rotation and o.finished_at is null)) free
      where n <= $2 order by n`,
