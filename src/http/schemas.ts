@@ -244,7 +244,7 @@ const requester = z.object({ agent: z.string().optional(), person: z.string().op
 const approval = z.object({
   id: z.string(),
   status: z.enum(['pending', 'approved', 'denied', 'expired', 'used']),
-  action: z.enum(['destroy', 'waive']),
+  action: z.enum(['destroy', 'waive', 'decrypt']),
   about: z.string().meta({ description: 'The path of what it is done to.' }),
   details: z.object({ failures: failedColumns.optional() }),
   reason: z.string(),

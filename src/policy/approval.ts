@@ -11,7 +11,7 @@ import { FieldkeepError } from '../errors.ts';
 import { decide, type Principal } from './access.ts';
 import type { Approval, Policy } from './policy.ts';
 
-export type ApprovableAction = 'destroy' | 'waive';
+export type ApprovableAction = 'destroy' | 'waive' | 'decrypt';
 export type Verdict = 'approve' | 'deny';
 export type ApprovalStatus = 'pending' | 'approved' | 'denied' | 'expired' | 'used';
 
@@ -47,9 +47,9 @@ export interface Standing {
   readonly expiresAt: Date;
 }
 
-/** Giving values up is as grave as destroying their key: without a rule of its own, `waive` goes by `destroy`'s. */
+/** Giving values up, or decrypting a column, is as grave as destroying a key: without a rule of their own they go by its. */
 export function findApprovalRule(policy: Policy, action: ApprovableAction): Approval | undefined {
-  return policy.approvals.get(action) ?? (action === 'waive' ? policy.approvals.get('destroy') : undefined);
+  return policy.approvals.get(action) ?? policy.approvals.get('destroy');
 }
 
 /** Everybody whose decision counts: in the group, holding `approve`, and not among those who asked. Each once. */

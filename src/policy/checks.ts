@@ -130,12 +130,21 @@ function checkIssuers(file: PolicyFile, add: Add): void {
 function checkApprovals(file: PolicyFile, add: Add): void {
   for (const [name, approval] of Object.entries(file.approvals ?? {})) {
     const at = joinPath(['approvals', name]);
-    if (name !== 'destroy' && name !== 'waive') add(at, 'only destroy and waive take approvals');
+    if (!['destroy', 'waive', 'decrypt'].includes(name)) add(at, 'only destroy, waive and decrypt take approvals');
     for (const [i, member] of approval.group.entries()) {
       if (!Object.hasOwn(file.people, member)) add(`${at}.group[${i}]`, 'there is no person of this name');
     }
     if (isNothing(approval.within)) add(`${at}.within`, 'must be longer than nothing');
     if (new Set(approval.group).size < approval.n) add(`${at}.n`, 'is more than the group has people');
+  }
+}
+
+/** What only means something while a column is adopted. */
+function checkAdoption(column: PolicyFile['columns'][number], at: string, add: Add): void {
+  if (column.from?.includes(':') === true) add(`${at}.from`, 'a registered name has no colon');
+  if (column.adopt === true) return;
+  for (const name of ['from', 'tenants', 'sealed'] as const) {
+    if (column[name] !== undefined) add(`${at}.${name}`, 'counts with "adopt": true only; after that, leave it out');
   }
 }
 
@@ -154,14 +163,18 @@ function checkColumns(file: PolicyFile, add: Add): void {
     const fieldClass = findClass(file, column.class);
     if (fieldClass === undefined) add(`${at}.class`, `there is no class ${column.class}`);
     if (column.column.includes(':')) add(`${at}.column`, 'a registered name has no colon');
-    if (column.from !== undefined) add(`${at}.from`, 'a separate source column is not part of this release');
     claim(address, column.column, `${at}.column`);
+    checkAdoption(column, at, add);
+    if (column.from !== undefined) claim(address, column.from, `${at}.from`);
     const shape = JSON.stringify([column.key, column.tenant]);
     const known = keys.get(address);
     if (known !== undefined && known !== shape) add(at, 'the columns of one table share key and tenant');
     keys.set(address, shape);
     const reserved = [...column.key, ...('column' in column.tenant ? [column.tenant.column] : [])];
     if (reserved.includes(column.column)) add(`${at}.column`, 'key and tenant columns stay readable');
+    if (column.from !== undefined && reserved.includes(column.from)) {
+      add(`${at}.from`, 'is the key or the tenant of the table');
+    }
     for (const [j, index] of (column.index ?? []).entries()) {
       const place = `${at}.index[${j}]`;
       if (index.column.includes(':')) add(`${place}.column`, 'a registered name has no colon');
@@ -169,6 +182,9 @@ function checkColumns(file: PolicyFile, add: Add): void {
       if (reserved.includes(index.column)) add(`${place}.column`, 'is the key or the tenant of the table');
       if (fieldClass?.edges !== undefined)
         add(place, 'a class with buckets is never indexed: tokens would tell its ranks');
+      if (index.unique === true ? index.bits !== undefined && index.bits !== 256 : index.bits === undefined) {
+        add(`${place}.bits`, index.unique === true ? 'is 256 where unique is true: leave it out' : 'is missing');
+      }
       const first = (column.index ?? []).findIndex((each) => each.name === index.name);
       if (first !== j) add(`${place}.name`, `is used by index[${first}] already`);
     }

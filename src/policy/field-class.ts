@@ -1,7 +1,7 @@
 /** A kind of sensitive value, as the policy describes it, and the views of it: how much of a value is revealed. */
 import type { PadTo } from '../crypto/aead.ts';
 import type { Normalise } from '../crypto/blind-index.ts';
-import type { RotationLimits } from './limits.ts';
+import type { RetireRule, RotationLimits } from './limits.ts';
 import type { views } from './schema.ts';
 
 export type View = (typeof views)[number];
@@ -19,6 +19,7 @@ export interface FieldClass {
   readonly mask: string;
   readonly edges?: readonly string[];
   readonly rotation: RotationLimits;
+  readonly retire: RetireRule;
   /** Who opens values of a compromised version: grants that say so, or nobody. */
   readonly compromised: 'grants' | 'deny';
 }

@@ -1,4 +1,7 @@
-/** How gently rows of a class are re-encrypted, as the policy says it, and what that means for rows of several classes. Pure. */
+/**
+ * How gently rows of a class are re-encrypted, as the policy says it, and what that means for rows of several classes; and
+ * when a version of it may be given up. Pure.
+ */
 import { isWithin, type Hours } from './schedule.ts';
 
 export interface RotationLimits {
@@ -15,6 +18,31 @@ export interface RotationLimits {
 }
 
 const usual: RotationLimits = { concurrency: 1, batchMsMax: 100, lagMibMax: 64, hours: [] };
+
+/** ISO 8601 durations, each from the moment that the one before it is over. */
+export interface RetireRule {
+  /** How long applications may hold an envelope before they store it. */
+  readonly handoffMax: string;
+  /** How long no request has opened a value of the version. */
+  readonly unreadFor: string;
+  /** How long backups of the databases are kept. */
+  readonly backupHorizon: string;
+  /** How long snapshots of Vault are kept. */
+  readonly vaultBackupHorizon: string;
+}
+
+const usualRetirement: RetireRule = {
+  handoffMax: 'P7D',
+  unreadFor: 'P7D',
+  backupHorizon: 'P35D',
+  vaultBackupHorizon: 'P35D',
+};
+
+/** What a class says, the usual where it does not. */
+export function toRetireRule(given: { [K in keyof RetireRule]?: string | undefined } = {}): RetireRule {
+  const set = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined));
+  return { ...usualRetirement, ...set };
+}
 
 /** How long an UPDATE may take when rows must be out of a compromised key: applications feel it, and it is worth it. */
 const emergencyBatchMs = 1_000;

@@ -7,12 +7,12 @@ import { compileAccess, type AccessTable } from './compile.ts';
 import { checkPolicy } from './checks.ts';
 import type { FieldClass } from './field-class.ts';
 import { parentOf, scanJson } from './json.ts';
-import { toLimits } from './limits.ts';
+import { toLimits, toRetireRule } from './limits.ts';
 import { joinPath, toShapeProblems, wording, type Problem } from './problems.ts';
 import { salvage } from './salvage.ts';
-import { policySchema, type Approval, type Issuer, type PolicyFile } from './schema.ts';
+import { policySchema, type Approval, type Issuer, type PolicyFile, type SealedBy } from './schema.ts';
 
-export type { Approval, Issuer } from './schema.ts';
+export type { Approval, Issuer, SealedBy } from './schema.ts';
 export type { FieldClass, View } from './field-class.ts';
 
 export interface RegisteredColumn {
@@ -28,7 +28,21 @@ export interface RegisteredColumn {
   readonly column: string;
   readonly class: string;
   readonly adopt: boolean;
-  readonly index: readonly { readonly name: string; readonly column: string; readonly bits: number }[];
+  /** The column that it is filled from while it is adopted; absent: it holds the plaintext itself. */
+  readonly from?: string;
+  /** Whose rows are adopted; absent: everybody's. */
+  readonly tenants?: readonly string[];
+  /** What the plaintext is sealed with. */
+  readonly sealed?: SealedBy;
+  readonly index: readonly RegisteredIndex[];
+}
+
+export interface RegisteredIndex {
+  readonly name: string;
+  readonly column: string;
+  /** 1 … 256 */
+  readonly bits: number;
+  readonly unique: boolean;
 }
 
 export interface Policy {
@@ -105,13 +119,13 @@ function parseFile(text: string): PolicyFile {
 }
 
 function toClass(name: string, entry: PolicyFile['classes'][string]): FieldClass {
-  const { normalise, edges, rotation, compromised = 'grants', ...rest } = entry;
+  const { normalise, edges, rotation, retire, compromised = 'grants', ...rest } = entry;
   const optional = { ...(normalise !== undefined && { normalise }), ...(edges !== undefined && { edges }) };
-  return { name, ...rest, compromised, rotation: toLimits(rotation), ...optional };
+  return { name, ...rest, compromised, rotation: toLimits(rotation), retire: toRetireRule(retire), ...optional };
 }
 
 function toColumn(entry: PolicyFile['columns'][number]): RegisteredColumn {
-  const { database, from: _from, adopt, index, table, ...rest } = entry;
+  const { database, from, tenants, sealed, adopt, index = [], table, ...rest } = entry;
   const dot = table.indexOf('.');
   return {
     ...rest,
@@ -120,8 +134,11 @@ function toColumn(entry: PolicyFile['columns'][number]): RegisteredColumn {
     name: table.slice(dot + 1),
     address: database === undefined ? table : `${database}:${table}`,
     adopt: adopt ?? false,
-    index: index ?? [],
+    index: index.map(({ name, column, bits = 256, unique = false }) => ({ name, column, bits, unique })),
     ...(database !== undefined && { database }),
+    ...(from !== undefined && { from }),
+    ...(tenants !== undefined && { tenants }),
+    ...(sealed !== undefined && { sealed }),
   };
 }
 

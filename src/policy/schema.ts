@@ -102,6 +102,23 @@ const rotationLimits = z
   })
   .describe('How gently rows are re-encrypted. An emergency rotation knows neither rate nor hours.');
 
+const retire = z
+  .strictObject({
+    handoffMax: duration
+      .optional()
+      .describe('How long applications may hold an envelope before they store it. P7D where absent; P0D is allowed.'),
+    unreadFor: duration
+      .optional()
+      .describe('A version is destroyed when no request has opened a value of it for this long. P7D where absent.'),
+    backupHorizon: duration
+      .optional()
+      .describe('How long backups of the databases are kept: what they hold opens until then. P35D where absent.'),
+    vaultBackupHorizon: duration
+      .optional()
+      .describe('How long snapshots of Vault are kept: only then is a destroyed key nowhere. P35D where absent.'),
+  })
+  .describe('When a version that was followed may be given up for good.');
+
 const fieldClass = z.strictObject({
   bind: z
     .enum(['row', 'column'])
@@ -129,6 +146,7 @@ const fieldClass = z.strictObject({
     .optional()
     .describe('Where buckets begin, ascending, as texts. With the view bucket only.'),
   rotation: rotationLimits.optional(),
+  retire: retire.optional(),
   compromised: z
     .enum(['grants', 'deny'])
     .optional()
@@ -183,8 +201,29 @@ const approval = z.strictObject({
 const index = z.strictObject({
   name: targetName.describe('What requests call it.'),
   column: identifier.describe('The text column that holds the tokens.'),
-  bits: z.int().min(1).max(256).describe('Length of a token; a guide is log2(rows per tenant / 8).'),
+  bits: z.int().min(1).max(256).optional().describe('Length of a token; a guide is log2(rows per tenant / 8).'),
+  unique: z
+    .literal(true)
+    .optional()
+    .describe('Tokens tell equal values for sure (256 bits), for writers that claim a value with fe_claim.'),
 });
+
+const sourceKey = z
+  .string()
+  .regex(/^[a-z][a-z0-9_]{0,31}$/, 'must be at most 32 lower-case letters, digits and _, a letter first');
+const sealed = z
+  .union([
+    z.strictObject({
+      by: z.literal('transit'),
+      key: z.string().min(1).max(128).describe('The name of the transit key.'),
+      mount: z.string().min(1).max(128).optional().describe('Where transit is mounted; "transit" where absent.'),
+    }),
+    z.strictObject({
+      by: z.literal('pgcrypto').describe('pgp_sym_encrypt, with a passphrase.'),
+      key: sourceKey.describe('SOURCE_<KEY>_SECRET has the passphrase, or SOURCE_<KEY>_VAULT says where Vault has it.'),
+    }),
+  ])
+  .describe('What the plaintext is sealed with until it is adopted. Keys come from Vault or the environment.');
 
 const column = z.strictObject({
   database: targetName.optional().describe('A target of its own, connected by TARGET_<NAME>_URL.'),
@@ -201,8 +240,10 @@ const column = z.strictObject({
     .describe('Whose rows these are.'),
   column: identifier.describe('The column that holds envelopes.'),
   class: className.describe('One of the classes above.'),
-  from: identifier.optional().describe('The plaintext column it is filled from.'),
-  adopt: z.boolean().optional().describe('Plaintext found in the column is encrypted.'),
+  from: identifier.optional().describe('The column, of any type, that it is filled from while it is adopted.'),
+  adopt: z.boolean().optional().describe('Plaintext found in the column, or in "from", is encrypted.'),
+  tenants: z.array(tenantName).min(1).optional().describe('Only rows of these tenants are adopted.'),
+  sealed: sealed.optional(),
   index: z.array(index).optional().describe('Blind indexes for equality search, each in a column of its own.'),
 });
 
@@ -220,7 +261,7 @@ export const policySchema = z.strictObject({
     .record(z.string(), approval)
     .optional()
     .describe(
-      'Calls that other people have to agree to: destroy, and waive, which goes by destroy where it is absent.',
+      'Calls that other people have to agree to: destroy, and waive and decrypt, which go by destroy where they are absent.',
     ),
   columns: z.array(column).describe('Every column that holds envelopes: rotation goes through all of them.'),
 });
@@ -228,5 +269,6 @@ export const policySchema = z.strictObject({
 export type PolicyFile = z.infer<typeof policySchema>;
 export type PrincipalEntry = z.infer<typeof person>;
 export type GrantEntry = z.infer<typeof grant>;
+export type SealedBy = z.infer<typeof sealed>;
 export type Approval = z.infer<typeof approval>;
 export type Issuer = z.infer<typeof localIssuer> | z.infer<typeof remoteIssuer>;

@@ -133,7 +133,7 @@ const crossChecks: [string, (file: PolicyFile) => void, string][] = [
   [
     'approval of another call',
     (f) => (f.approvals!['rotate'] = f.approvals!['destroy']!),
-    'approvals.rotate: only destroy and waive',
+    'approvals.rotate: only destroy, waive and decrypt',
   ],
   ['a group of strangers', (f) => (f.approvals!['destroy']!.group[1] = 'x'), 'approvals.destroy.group[1]: there is no'],
   [
@@ -152,7 +152,24 @@ const crossChecks: [string, (file: PolicyFile) => void, string][] = [
   ['column of an inherited name', (f) => (lastColumn(f).class = 'constructor'), 'columns[2].class: there is no class'],
   ['a colon', (f) => (lastColumn(f).column = 'a:b'), 'columns[2].column: a registered name has no colon'],
   ['a colon in an index', (f) => (f.columns[0]!.index![0]!.column = 'a:b'), 'columns[0].index[0].column: a registered'],
-  ['another source', (f) => (lastColumn(f).from = 'salary_plain'), 'columns[2].from: a separate source column'],
+  ['the key as its source', (f) => (lastColumn(f).from = 'id'), 'columns[2].from: is the key or the tenant'],
+  ['a source used twice', (f) => (lastColumn(f).from = 'bank'), 'columns[2].from: is used by columns[1].column'],
+  [
+    'a source that is not adopted',
+    (f) => Object.assign(lastColumn(f), { from: 'salary_plain', adopt: false }),
+    'columns[2].from: counts with "adopt": true only',
+  ],
+  ['an index without bits', (f) => delete f.columns[0]!.index![0]!.bits, 'columns[0].index[0].bits: is missing'],
+  [
+    'a unique index of few bits',
+    (f) => (f.columns[0]!.index![0]!.unique = true),
+    'columns[0].index[0].bits: is 256 where unique is true',
+  ],
+  [
+    'tenants that are not adopted',
+    (f) => Object.assign(lastColumn(f), { tenants: ['acme'], adopt: false }),
+    'columns[2].tenants: counts with "adopt": true only',
+  ],
   ['a column twice', (f) => (lastColumn(f).column = 'ssn'), 'columns[2].column: is used by columns[0]'],
   ['the index of another', (f) => (lastColumn(f).column = 'ssn_eq'), 'columns[2].column: is used by columns[0]'],
   ['another key', (f) => (lastColumn(f).key = ['uuid']), 'columns[2]: the columns of one table share'],

@@ -60,7 +60,7 @@ describe('policy: what ships', () => {
       column: 'ssn',
       class: 'ssn',
       adopt: true,
-      index: [{ name: 'eq', column: 'ssn_eq', bits: 13 }],
+      index: [{ name: 'eq', column: 'ssn_eq', bits: 13, unique: false }],
     });
     assert.deepEqual(findColumn(shipped, 'demo.employees', 'bank')?.index, []);
     assert.equal(findColumn(shipped, 'demo.employees', 'ssn_eq'), undefined);
