@@ -27,3 +27,7 @@ grant select, insert on fieldkeep.approval_decisions to :service;
 -- the demo's table: what re-encryption needs, and no more
 grant usage on schema demo to :service;
 grant select (id, tenant, ssn, ssn_eq, bank, salary), update (ssn, ssn_eq, bank, salary) on demo.employees to :service;
+
+-- adoption
+grant select, insert, update on fieldkeep.adoptions to :service;
+grant delete on fieldkeep.rotation_ranges to :service;

@@ -8,7 +8,7 @@ import { AuditLog } from './audit/log.ts';
 import { startSequencer, type Sequencer } from './audit/sequencer.ts';
 import { waitOutIntake } from './audit/store.ts';
 import { openPool, transaction, type Pool } from './db.ts';
-import { describeError } from './errors.ts';
+import { describeError, FieldkeepError } from './errors.ts';
 import { ensureFamilies } from './keys/families.ts';
 import { insertInstance, startHeartbeat } from './keys/instances.ts';
 import { watchKeeper, type KeeperWatch } from './keys/keeper-watch.ts';
@@ -19,6 +19,7 @@ import { findClosed } from './keys/version.ts';
 import { watchKeyState } from './keys/watch.ts';
 import type { Policy } from './policy/policy.ts';
 import { loadCatalog, type Catalog } from './rotation/catalog.ts';
+import type { Sources } from './rotation/scan.ts';
 import { openTargets, type Targets } from './rotation/targets.ts';
 
 export interface Service {
@@ -39,6 +40,8 @@ export interface Service {
   policy: Policy;
   /** What the registered tables look like in the database. */
   catalog: Catalog;
+  /** Opens what others sealed, while it is adopted. */
+  readonly sources: Sources;
   /** Has the workers look at once instead of at their next tick; does nothing in a process without workers. */
   wake: () => void;
   /** Set while the process drains: not ready for new work. */
@@ -60,6 +63,7 @@ export interface ServiceOptions {
   readonly log: Logger;
   /** The customer's databases of their own, by the name that the policy has for them. */
   readonly targets?: ReadonlyMap<string, string>;
+  readonly sources?: Sources;
   /** `api` makes no keys and asks a worker for them; the others may. */
   readonly role?: 'api' | 'worker' | 'all';
   /** The classes that this process serves, where not all. */
@@ -67,6 +71,12 @@ export interface ServiceOptions {
   /** The clock of the key cache, milliseconds that only go forward; tests put their own here. */
   readonly now?: () => number;
 }
+
+const noSources: Sources = {
+  get: () => {
+    throw new FieldkeepError('conflict', 'This process has nothing to open with what others sealed.');
+  },
+};
 
 /**
  * Opens every part; afterwards this instance is alive, and the families of the policy exist unless the keeper of root keys
@@ -120,6 +130,7 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     sequencer,
     policy,
     catalog: await loadCatalog(targets, policy.columns),
+    sources: options.sources ?? noSources,
     wake: () => undefined,
     draining: false,
     async close() {

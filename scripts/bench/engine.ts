@@ -12,7 +12,7 @@ import { openEmbeddedRootKeys } from '../../src/keys/embedded.ts';
 import { parsePolicy, type Policy } from '../../src/policy/policy.ts';
 import { readBatch, writeBatch, type Change, type Key, type Row } from '../../src/rotation/batch.ts';
 import { loadCatalog, type TableShape } from '../../src/rotation/catalog.ts';
-import { countVersion, findVersionBounds, hasVersion } from '../../src/rotation/census.ts';
+import { countStale, findVersionBounds, hasStale } from '../../src/rotation/census.ts';
 import { workRange } from '../../src/rotation/range.ts';
 import { listFreeRanges } from '../../src/rotation/range-store.ts';
 import { advance, nextVersion, startAdoption } from '../../src/rotation/run.ts';
@@ -23,7 +23,9 @@ import type { Pace } from './pace.ts';
 import { address, type Column } from './people.ts';
 
 export type { Row, Service, TableShape };
-export { countVersion };
+export function countVersion(db: Pool, table: TableShape, column: string, version: number): Promise<number> {
+  return countStale(db, table, [{ column, value: [version] }]);
+}
 
 export const policyFile = fileURLToPath(new URL('../../keys-policy.json', import.meta.url));
 
@@ -106,7 +108,7 @@ export function activeVersion({ keyring }: Service, family: string): number {
 export async function isAdopted(db: Pool): Promise<boolean> {
   const table = await describePeople(db);
   if (await isAdopting(db)) return false;
-  for (const { column } of table.columns) if (await hasVersion(db, table, column, 0)) return false;
+  for (const { column } of table.columns) if (await hasStale(db, table, [{ column, value: [0] }])) return false;
   return true;
 }
 
@@ -152,7 +154,7 @@ type Next = readonly (readonly (string | null)[])[];
 async function* listChanges(db: Pool, sweep: Sweep, lower: Key, upper: Key): AsyncGenerator<Change[]> {
   const { table, columns, version, rowsMax } = sweep;
   for (let after = lower; ;) {
-    const stale = [{ column: columns[0]!, versions: [version] }];
+    const stale = [{ column: columns[0]!, value: [version] }];
     const request = { columns, stale, after, upper, rowsMax };
     const rows = await readBatch(db, table, request);
     if (rows.length === 0) return;
@@ -164,13 +166,14 @@ async function* listChanges(db: Pool, sweep: Sweep, lower: Key, upper: Key): Asy
 
 async function sweepStretch(db: Pool, sweep: Sweep, lower: Key, upper: Key): Promise<number> {
   const batches = listChanges(db, sweep, lower, upper);
+  const columns = { read: sweep.columns, written: sweep.columns };
   let rows = 0;
   for (let upcoming = batches.next(); ;) {
     const round = await upcoming;
     if (round.done === true) return rows;
     upcoming = batches.next();
     upcoming.catch(() => undefined); // looked at in the next round, unless the update fails first
-    rows += (await writeBatch(db, sweep.table, sweep.columns, round.value, true)).length;
+    rows += (await writeBatch(db, sweep.table, columns, round.value, true)).length;
   }
 }
 

@@ -178,9 +178,13 @@ const prediction = z.object({
 });
 const rotation = z.object({
   id: z.string().optional().meta({ description: 'Absent in the answer to a dry run.' }),
-  kind: z.enum(['rotation', 'adoption']).optional(),
+  kind: z.enum(['rotation', 'adoption', 'verification', 'finish', 'undo', 'leave']).optional(),
   family: z.string().optional().meta({ description: 'Absent for an adoption, which may span families.' }),
   version: version.optional(),
+  source: z
+    .string()
+    .optional()
+    .meta({ description: 'The column that gets or loses the plaintext, where it is another.' }),
   phase: z.enum([
     'dry-run',
     'pending',

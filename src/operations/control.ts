@@ -8,9 +8,9 @@ import { postponeDue } from '../keys/store.ts';
 import type { Question } from '../policy/access.ts';
 import { nextRotation } from '../policy/schedule.ts';
 import { cancelRun, pauseRun, resumeRun } from '../rotation/control-store.ts';
-import { columnsOf } from '../rotation/plan.ts';
 import { viewRun } from '../rotation/progress.ts';
 import { findRun, type Run } from '../rotation/store.ts';
+import { columnsOf } from '../rotation/work.ts';
 import type { Service } from '../service.ts';
 import { performCall, type Computed } from './call.ts';
 import { Overtaken, type Call, type Operation, type Result } from './perform.ts';
@@ -19,8 +19,8 @@ import { getRun } from './rotations.ts';
 const rotateAny: Question = { action: 'rotate', class: '*' };
 
 /** The run's family, or every class that an adoption covers; where the policy has none any more, all of them. */
-function questionsOn({ policy }: Service, run: Run): [Question, ...Question[]] {
-  const classes = run.family === undefined ? columnsOf(policy, run).map((column) => column.class) : [run.family];
+function questionsOn({ catalog }: Service, run: Run): [Question, ...Question[]] {
+  const classes = run.family === undefined ? columnsOf(catalog, run).map((column) => column.class) : [run.family];
   const [first, ...rest] = [...new Set(classes)].map((name): Question => ({ action: 'rotate', class: name }));
   return first === undefined ? [rotateAny] : [first, ...rest];
 }

@@ -1,11 +1,11 @@
 /** GET /v1/rotations, /v1/rotations/{id} and its failures: how far runs are, and which rows do not open. */
 import { FieldkeepError } from '../errors.ts';
 import { listWarnings } from '../rotation/catalog.ts';
-import { columnsOf } from '../rotation/plan.ts';
 import type { Question } from '../policy/access.ts';
 import { viewRun } from '../rotation/progress.ts';
 import { listFailures as findFailures } from '../rotation/failure-store.ts';
 import { findRun, listRuns, type Run } from '../rotation/store.ts';
+import { columnsOf } from '../rotation/work.ts';
 import type { Service } from '../service.ts';
 import { performCall } from './call.ts';
 import { questionsAbout } from './keys.ts';
@@ -28,7 +28,7 @@ export function badCursor(): FieldkeepError {
 /** With what will make an unfinished run slow or stand in its way. */
 async function view(service: Service, run: Run): Promise<object> {
   const shown = await viewRun(service.pool, run);
-  const warnings = run.doneAt === undefined ? listWarnings(service.catalog, columnsOf(service.policy, run)) : [];
+  const warnings = run.doneAt === undefined ? listWarnings(service.catalog, columnsOf(service.catalog, run)) : [];
   return warnings.length === 0 ? shown : { ...shown, warnings };
 }
 

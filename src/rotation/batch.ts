@@ -10,9 +10,9 @@
  */
 import { quoteIdentifier, type Queryable } from '../db.ts';
 import type { TableShape } from './catalog.ts';
+import { keyOrder, Parameters, tableName, whereOf, type Key, type Restriction } from './conditions.ts';
 
-/** Key columns as text, in the key's order. */
-export type Key = readonly string[];
+export type { Key } from './conditions.ts';
 
 export interface Row {
   readonly key: Key;
@@ -29,78 +29,16 @@ export interface Change extends Row {
 const q = quoteIdentifier;
 const collateC = 'collate pg_catalog."C"';
 
-function tableName(table: TableShape): string {
-  return `${q(table.schema)}.${q(table.name)}`;
-}
-
-function keyTuple(table: TableShape, alias: string): string {
-  return `(${table.key.map(({ name }) => `${alias}.${q(name)}`).join(', ')})`;
-}
-
-/** A column, and the versions of it that are to be brought up to date. */
-export interface Stale {
-  readonly column: string;
-  readonly versions: readonly number[];
-}
-
-export interface ReadRequest {
+export interface ReadRequest extends Restriction {
   /** Columns to read, index columns included. */
   readonly columns: readonly string[];
-  /** Rows in which one of these is so; one column and one version are found through its version index. Absent: any. */
-  readonly stale?: readonly Stale[];
-  /** Among these rows, */
-  readonly rows?: readonly Key[];
-  /** whose key is greater than `after` and not greater than `upper`. */
-  readonly after?: Key;
-  readonly upper?: Key;
   readonly rowsMax: number;
-}
-
-/** Collects the values of a statement. Answers each one's placeholder. */
-class Parameters {
-  readonly values: unknown[] = [];
-  add(value: unknown, type: string): string {
-    return `$${this.values.push(value)}::${type}`;
-  }
-}
-
-function staleCondition(stale: readonly Stale[], parameters: Parameters): string {
-  const version = (column: string) => `fieldkeep.fe_version(t.${q(column)})`;
-  // Equality, not `= any`: only then does the index also give the order of the key.
-  if (stale.length === 1 && stale[0]!.versions.length === 1) {
-    return `${version(stale[0]!.column)} = ${parameters.add(stale[0]!.versions[0], 'int')}`;
-  }
-  const each = ({ column, versions }: Stale) => `${version(column)} = any (${parameters.add(versions, 'int[]')})`;
-  return stale.length === 0 ? 'false' : `(${stale.map(each).join(' or ')})`;
-}
-
-function keyOrder(table: TableShape): string {
-  return table.key.map(({ name }) => `t.${q(name)}`).join(', ');
-}
-
-function conditionsOf(table: TableShape, request: Omit<ReadRequest, 'columns' | 'rowsMax'>, parameters: Parameters) {
-  const { stale, rows, after, upper } = request;
-  const bound = (key: Key) => `(${key.map((part, i) => parameters.add(part, table.key[i]!.type)).join(', ')})`;
-  const conditions: string[] = [];
-  if (stale !== undefined) conditions.push(staleCondition(stale, parameters));
-  if (after !== undefined) conditions.push(`${keyTuple(table, 't')} > ${bound(after)}`);
-  if (upper !== undefined) conditions.push(`${keyTuple(table, 't')} <= ${bound(upper)}`);
-  if (rows !== undefined) {
-    const parts = table.key.map(({ type }, i) =>
-      parameters.add(
-        rows.map((key) => key[i]),
-        `${type}[]`,
-      ),
-    );
-    conditions.push(`${keyTuple(table, 't')} in (select * from unnest(${parts.join(', ')}))`);
-  }
-  return conditions.length === 0 ? '' : `where ${conditions.join(' and ')}`;
 }
 
 /** Rows in key order; an empty answer is the end. */
 export async function readBatch(db: Queryable, table: TableShape, request: ReadRequest): Promise<Row[]> {
   const parameters = new Parameters();
-  const where = conditionsOf(table, request, parameters);
+  const where = whereOf(table, request, parameters);
   const texts = [
     ...table.key.map(({ name }) => `t.${q(name)}::text`),
     'column' in table.tenant ? `t.${q(table.tenant.column)}::text` : 'null',
@@ -125,10 +63,10 @@ export async function keyAfter(
   db: Queryable,
   table: TableShape,
   rows: number,
-  among: { readonly stale?: readonly Stale[]; readonly after?: Key },
+  among: Pick<Restriction, 'stale' | 'after'>,
 ): Promise<Key | undefined> {
   const parameters = new Parameters();
-  const where = conditionsOf(table, among, parameters);
+  const where = whereOf(table, among, parameters);
   const found = await db.query<string[]>({
     text: `select ${table.key.map(({ name }) => `t.${q(name)}::text`).join(', ')} from ${tableName(table)} t
            ${where} order by ${keyOrder(table)} offset ${parameters.add(rows - 1, 'int')} limit 1`,
@@ -138,22 +76,32 @@ export async function keyAfter(
   return found.rows[0];
 }
 
+/** What an update compares with what was read, and which of that it changes. */
+export interface UpdateColumns {
+  readonly read: readonly string[];
+  readonly written: readonly string[];
+}
+
 /**
- * The text of the update for `columns`; the same for every batch. What was read is compared while the row is locked, in its
- * newest version; nobody can change it between that and the update.
+ * The text of the update for these columns; the same for every batch. What was read is compared while the row is locked, in
+ * its newest version; nobody can change it between that and the update.
  */
-export function updateSql(table: TableShape, columns: readonly string[], skipLocked: boolean): string {
+export function updateSql(table: TableShape, { read, written }: UpdateColumns, skipLocked: boolean): string {
   const keys = table.key.map((_, i) => `k${i}`);
   const tenant = 'column' in table.tenant ? [table.tenant.column] : [];
-  const inputs = [...keys, ...tenant.map(() => 'tenant'), ...columns.flatMap((_, i) => [`r${i}`, `n${i}`])];
-  const types = [...table.key.map(({ type }) => type), ...inputs.slice(keys.length).map(() => 'text')];
-  const unchanged = (column: string, read: string) => `t.${q(column)}::text ${collateC} is not distinct from i.${read}`;
+  const texts = [...tenant.map(() => 'tenant'), ...read.map((_, i) => `r${i}`), ...written.map((_, i) => `n${i}`)];
+  const inputs = [...keys, ...texts];
+  const types = [...table.key.map(({ type }) => type), ...texts.map(() => 'text')];
+  const unchanged = (column: string, was: string) => `t.${q(column)}::text ${collateC} is not distinct from i.${was}`;
   const conditions = [
     ...table.key.map(({ name }, i) => `t.${q(name)} = i.k${i}`),
     ...tenant.map((column) => unchanged(column, 'tenant')),
-    ...columns.map((column, i) => unchanged(column, `r${i}`)),
+    ...read.map((column, i) => unchanged(column, `r${i}`)),
   ];
-  const stored = columns.map((column, i) => `t.${q(column)}::text ${collateC} is distinct from l.n${i}`).join(' or ');
+  // An assignment, not a cast, fits the value to the column's length: it fails where a cast would cut.
+  const assign = (column: string, n: number) =>
+    `${q(column)} = l.n${n}::${table.attributes.get(column)?.cast ?? 'text'}`;
+  const stored = written.map((column, i) => `t.${q(column)}::text ${collateC} is distinct from l.n${i}`).join(' or ');
   return `
     with l as materialized (
       select i.*
@@ -163,7 +111,7 @@ export function updateSql(table: TableShape, columns: readonly string[], skipLoc
       order by ${table.key.map(({ name }) => `t.${q(name)}`).join(', ')}
       for no key update of t ${skipLocked ? 'skip locked' : ''}
     )
-    update ${tableName(table)} t set ${columns.map((column, n) => `${q(column)} = l.n${n}`).join(', ')}
+    update ${tableName(table)} t set ${written.map(assign).join(', ')}
     from l where ${table.key.map(({ name }, i) => `t.${q(name)} = l.k${i}`).join(' and ')}
     returning ${keys.map((key) => `l.${key}::text`).join(', ')},
       case when ${stored} then fieldkeep.fe_stored_otherwise('${table.address.replaceAll("'", "''")}') end`;
@@ -173,14 +121,16 @@ export function updateSql(table: TableShape, columns: readonly string[], skipLoc
 export async function writeBatch(
   db: Queryable,
   table: TableShape,
-  columns: readonly string[],
+  columns: UpdateColumns,
   changes: readonly Change[],
   skipLocked: boolean,
 ): Promise<Key[]> {
+  const places = columns.written.map((column) => columns.read.indexOf(column));
   const values: unknown[] = [
     ...table.key.map((_, i) => changes.map((change) => change.key[i])),
     ...('column' in table.tenant ? [changes.map((change) => change.tenant)] : []),
-    ...columns.flatMap((_, i) => [changes.map((change) => change.values[i]), changes.map((change) => change.next[i])]),
+    ...columns.read.map((_, i) => changes.map((change) => change.values[i])),
+    ...places.map((i) => changes.map((change) => change.next[i])),
   ];
   const { rows } = await db.query<string[]>({ text: updateSql(table, columns, skipLocked), values, rowMode: 'array' });
   return rows.map((row) => row.slice(0, table.key.length));

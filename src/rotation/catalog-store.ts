@@ -1,8 +1,11 @@
 /** SQL that looks at the customer's tables: what they are made of and what our role may do there. */
 import type { Queryable } from '../db.ts';
 
-interface Attribute {
+export interface Attribute {
   readonly type: string;
+  /** As a cast to it is written: without a length, so that nothing is cut. */
+  readonly cast: string;
+  readonly required: boolean;
   readonly readable: boolean;
   readonly writable: boolean;
 }
@@ -16,6 +19,8 @@ export interface Inspection {
   readonly unique: boolean;
   /** Columns with an index on their version, the key following. */
   readonly versionIndexed: ReadonlySet<string>;
+  /** Predicates of partial indexes on exactly the key's columns. */
+  readonly keyPredicates: ReadonlySet<string>;
 }
 
 async function isPrepared(db: Queryable): Promise<boolean> {
@@ -28,7 +33,7 @@ async function isPrepared(db: Queryable): Promise<boolean> {
 async function listAttributes(db: Queryable, schema: string, name: string): Promise<Map<string, Attribute>> {
   const { rows } = await db.query<Attribute & { name: string }>(
     `select a.attname as name, case t.oid when 'varchar'::regtype then 'character varying'
-            else format_type(t.oid, null) end as type,
+            else format_type(t.oid, null) end as type, format_type(t.oid, -1) as cast, a.attnotnull as required,
             has_column_privilege(c.oid, a.attnum, 'select') as readable,
             has_column_privilege(c.oid, a.attnum, 'update') as writable
      from pg_attribute a join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace
@@ -77,6 +82,32 @@ async function listVersionIndexed(
   );
 }
 
+async function listKeyPredicates(
+  db: Queryable,
+  schema: string,
+  name: string,
+  key: readonly string[],
+): Promise<Set<string>> {
+  const { rows } = await db.query<{ predicate: string }>(
+    `select pg_get_expr(x.indpred, x.indrelid) as predicate
+     from pg_index x join pg_class c on c.oid = x.indrelid join pg_namespace n on n.oid = c.relnamespace
+     where n.nspname = $1 and c.relname = $2 and x.indisvalid and x.indpred is not null
+       and array(select pg_get_indexdef(x.indexrelid, k, true) from generate_series(1, x.indnkeyatts) k)
+         = array(select quote_ident(k.name) from unnest($3::text[]) with ordinality k(name, n) order by k.n)`,
+    [schema, name, key],
+  );
+  return new Set(rows.map((row) => row.predicate));
+}
+
+/** Adoptions that were begun or undone, by `address\ncolumn`; of the others nothing is known. */
+export async function listAdoptions(db: Queryable): Promise<Map<string, { started: boolean; undone: boolean }>> {
+  const { rows } = await db.query<{ table: string; column: string; started: boolean; undone: boolean }>(
+    `select "table", "column", started_at is not null as started, undone_at is not null as undone
+     from fieldkeep.adoptions`,
+  );
+  return new Map(rows.map(({ table, column, ...rest }) => [`${table}\n${column}`, rest]));
+}
+
 export async function inspectTable(
   db: Queryable,
   schema: string,
@@ -88,6 +119,7 @@ export async function inspectTable(
     attributes: await listAttributes(db, schema, name),
     unique: await hasUniqueKey(db, schema, name, key),
     versionIndexed: await listVersionIndexed(db, schema, name, key),
+    keyPredicates: await listKeyPredicates(db, schema, name, key),
   };
 }
 

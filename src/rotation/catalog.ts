@@ -7,7 +7,7 @@
 import { canonicalJson } from '../crypto/canonical.ts';
 import { isUnavailable, quoteIdentifier, type Queryable } from '../db.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
-import { inspectTable, listKeyTypes, upsertKeyTypes } from './catalog-store.ts';
+import { inspectTable, listAdoptions, listKeyTypes, upsertKeyTypes, type Attribute } from './catalog-store.ts';
 import { variableOf, type Targets } from './targets.ts';
 
 export interface KeyColumn {
@@ -28,9 +28,14 @@ export interface TableShape {
   readonly columns: readonly RegisteredColumn[];
   /** Registered columns with an index on their version, the key following. */
   readonly indexed: ReadonlySet<string>;
+  /** Registered columns with an index on the rows whose source is filled and which are not. */
+  readonly unfilledIndexed: ReadonlySet<string>;
+  readonly attributes: ReadonlyMap<string, Attribute>;
 }
 
 export interface Catalog {
+  /** The registered columns as they are to be worked on: `adopt` only where the adoption is on. */
+  readonly columns: readonly RegisteredColumn[];
   readonly tables: ReadonlyMap<string, TableShape>;
   /** Why a registered table cannot be worked on, by address, in a sentence. */
   readonly problems: ReadonlyMap<string, string>;
@@ -102,7 +107,8 @@ async function describeTable(db: Queryable, columns: readonly RegisteredColumn[]
   }
   if (seen.attributes.size === 0) return `Table ${address} is registered and does not exist (or is not visible to us).`;
   const target = columns.flatMap((column) => [column.column, ...column.index.map((index) => index.column)]);
-  const read = [...key, ...('column' in tenant ? [tenant.column] : []), ...target];
+  const sources = columns.flatMap((column) => column.from ?? []);
+  const read = [...key, ...('column' in tenant ? [tenant.column] : []), ...target, ...sources];
   const missing = read.filter((column) => !seen.attributes.has(column));
   if (missing.length > 0) return `Table ${address} has no column ${missing.join(', ')}.`;
   const at = (column: string) => seen.attributes.get(column)!;
@@ -119,7 +125,18 @@ async function describeTable(db: Queryable, columns: readonly RegisteredColumn[]
     return `Column ${short} of table ${address} must be of a text type to hold envelopes or tokens.`;
   if (!seen.unique) return `The key of table ${address} needs a unique index on exactly its columns, all NOT NULL.`;
   const indexed = new Set(target.filter((column) => seen.versionIndexed.has(column)));
-  return { address, schema, name, key: types, tenant, columns, indexed, ...(database !== undefined && { database }) };
+  const isUnfilledIndexed = ({ column, from }: RegisteredColumn) =>
+    from !== undefined && seen.keyPredicates.has(unfilledPredicate(column, from));
+  const unfilledIndexed = new Set(columns.filter(isUnfilledIndexed).map(({ column }) => column));
+  const { attributes } = seen;
+  const shape = { address, schema, name, key: types, tenant, columns, indexed, unfilledIndexed, attributes };
+  return { ...shape, ...(database !== undefined && { database }) };
+}
+
+/** As Postgres spells the predicate of an index on the rows that are not filled yet. */
+function unfilledPredicate(column: string, from: string): string {
+  const quote = (name: string) => (/^[a-z_][a-z0-9_]*$/.test(name) ? name : quoteIdentifier(name));
+  return `((${quote(from)} IS NOT NULL) AND (${quote(column)} IS NULL))`;
 }
 
 /** Of a table in a target: its shape, or a sentence also when the target cannot be asked. Own tables: errors are thrown. */
@@ -153,14 +170,26 @@ async function rememberKeyTypes(own: Queryable, tables: ReadonlyMap<string, Tabl
   return keyTypes;
 }
 
+/** A column with a source is adopted once somebody has begun it, one in place at once; until it is undone. */
+async function listInEffect(own: Queryable, registered: readonly RegisteredColumn[]): Promise<RegisteredColumn[]> {
+  const adoptions = await listAdoptions(own);
+  return registered.map((column) => {
+    const { started, undone } = adoptions.get(`${column.address}\n${column.column}`) ?? {};
+    const isOn = undone !== true && (column.from === undefined || started === true);
+    return { ...column, adopt: column.adopt && isOn };
+  });
+}
+
 /** Looks every registered table up. Errors: those of our own database; a table that will not do is a problem, not an error. */
 export async function loadCatalog(targets: Targets, registered: readonly RegisteredColumn[]): Promise<Catalog> {
+  const own = targets.find(undefined)!;
+  const columns = await listInEffect(own, registered);
   const tables = new Map<string, TableShape>();
   const problems = new Map<string, string>();
-  for (const address of new Set(registered.map((column) => column.address))) {
+  for (const address of new Set(columns.map((column) => column.address))) {
     const found = await lookAt(
       targets,
-      registered.filter((column) => column.address === address),
+      columns.filter((column) => column.address === address),
     );
     if (typeof found === 'string') problems.set(address, found);
     else tables.set(address, found);
@@ -168,5 +197,5 @@ export async function loadCatalog(targets: Targets, registered: readonly Registe
   const inTargets = [
     ...new Set(registered.flatMap(({ database, address }) => (database === undefined ? [] : [address]))),
   ];
-  return { tables, problems, keyTypes: await rememberKeyTypes(targets.find(undefined)!, tables, inTargets) };
+  return { columns, tables, problems, keyTypes: await rememberKeyTypes(own, tables, inTargets) };
 }

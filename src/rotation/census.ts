@@ -5,6 +5,8 @@
 import { quoteIdentifier, type Queryable } from '../db.ts';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { TableShape } from './catalog.ts';
+import { Parameters, staleCondition, tableName } from './conditions.ts';
+import type { Stale } from './work.ts';
 
 export interface ColumnCensus {
   readonly table: string;
@@ -23,21 +25,21 @@ export async function countVersions(db: Queryable, table: TableShape, column: st
   return { table: table.address, column, counts: new Map(rows.map((row) => [row.version, Number(row.n)])) };
 }
 
-/** Values of one version; with the version index as fast as there are few. */
-export async function countVersion(db: Queryable, table: TableShape, column: string, version: number): Promise<number> {
-  const q = quoteIdentifier;
+/** How many rows there are in which one of these is so. */
+export async function countStale(db: Queryable, table: TableShape, stale: readonly Stale[]): Promise<number> {
+  const parameters = new Parameters();
   const { rows } = await db.query<{ n: string }>(
-    `select count(*) as n from ${q(table.schema)}.${q(table.name)} t where fieldkeep.fe_version(t.${q(column)}) = $1`,
-    [version],
+    `select count(*) as n from ${tableName(table)} t where ${staleCondition(table, stale, parameters)}`,
+    parameters.values,
   );
   return Number(rows[0]!.n);
 }
 
-export async function hasVersion(db: Queryable, table: TableShape, column: string, version: number): Promise<boolean> {
-  const q = quoteIdentifier;
+export async function hasStale(db: Queryable, table: TableShape, stale: readonly Stale[]): Promise<boolean> {
+  const parameters = new Parameters();
   const { rows } = await db.query<{ found: boolean }>(
-    `select exists (select from ${q(table.schema)}.${q(table.name)} t where fieldkeep.fe_version(t.${q(column)}) = $1) as found`,
-    [version],
+    `select exists (select from ${tableName(table)} t where ${staleCondition(table, stale, parameters)}) as found`,
+    parameters.values,
   );
   return rows[0]!.found;
 }

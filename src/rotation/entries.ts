@@ -5,10 +5,21 @@ import { StaleEpoch, type AuditLog, type Receipt } from '../audit/log.ts';
 import type { Client } from '../db.ts';
 import type { Keyring } from '../keys/keyring.ts';
 import type { Run } from './store.ts';
+import type { RunKind } from './work.ts';
 
-type Named = Pick<Run, 'id' | 'kind' | 'family' | 'version'>;
+type Named = Pick<Run, 'id' | 'kind' | 'family' | 'version' | 'table' | 'column'>;
 
 const worker = 'fieldkeep-worker';
+
+/** What the log calls the phases of a run, and its batches. */
+const actions: Readonly<Record<RunKind, readonly [run: string, batch: string]>> = {
+  rotation: ['rotate', 'reencrypt'],
+  adoption: ['adopt', 'adopt'],
+  verification: ['adopt', 'match'],
+  finish: ['adopt', 'adopt'],
+  undo: ['decrypt', 'decrypt'],
+  leave: ['decrypt', 'decrypt'],
+};
 
 function line(run: Named, action: string, purpose: string, more: object): { line: string } {
   return {
@@ -23,6 +34,8 @@ function line(run: Named, action: string, purpose: string, more: object): { line
       outcome: 'ok',
       ...(run.family !== undefined && { class: run.family }),
       ...(run.version !== undefined && { keyVersion: run.version }),
+      ...(run.table !== undefined && { table: run.table }),
+      ...(run.column !== undefined && { column: run.column }),
       ...more,
     }),
   };
@@ -30,7 +43,7 @@ function line(run: Named, action: string, purpose: string, more: object): { line
 
 /** A run has come to a phase; `count` says of how many values it is told. */
 export function phaseLine(run: Named, phase: string, count?: number): { line: string } {
-  return line(run, run.kind === 'adoption' ? 'adopt' : 'rotate', phase, {
+  return line(run, actions[run.kind][0], phase, {
     ...(phase === 'blocked' && { outcome: 'failed' }),
     ...(count !== undefined && { count }),
   });
@@ -43,9 +56,8 @@ export function batchLine(
   step: 'intent' | 'ok' | 'failed',
   count: number,
 ): { line: string } {
-  const action = run.kind === 'adoption' ? 'adopt' : 'reencrypt';
   const outcome = step === 'failed' ? 'failed' : 'ok';
-  return line(run, action, step === 'intent' ? 'intent' : 'result', { table, outcome, count });
+  return line(run, actions[run.kind][1], step === 'intent' ? 'intent' : 'result', { table, outcome, count });
 }
 
 /** The worker may always write; an epoch that moved only means that its entry is sent again under the new one. */

@@ -7,23 +7,27 @@
  *     it cannot be proven                     → blocked, with what a person has to do: rows that do not open, a missing
  *                                               table, values of a version that is not known
  *     every column counted: nothing left but rows that were given up by approval   → done
+ *
+ * A verification writes nothing, and is done when it has looked at every row; what it found stands in its failures.
  */
 import { randomUUID } from 'node:crypto';
 import type { Pool } from '../db.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
-import { keyAfter, readBatch, type Key, type Stale } from './batch.ts';
+import { keyAfter, readBatch, type Key } from './batch.ts';
 import { parseRow, type TableShape } from './catalog.ts';
-import { countVersion, countVersions, findVersionBounds, hasVersion, waitOutWriters } from './census.ts';
+import { countStale, countVersions, findVersionBounds, hasStale, waitOutWriters } from './census.ts';
+import { noteEnd } from './adoption-store.ts';
 import { appendAlways, phaseLine } from './entries.ts';
 import { listRetryable, listWaived } from './failure-store.ts';
-import { columnsOf, limitsOf, staleVersions } from './plan.ts';
+import { limitsOf } from './plan.ts';
 import { insertPass, insertRetry, type RangeSpec } from './range-store.ts';
 import { listRecentRows, type ReadKeys } from './recent.ts';
 import { versionOf } from './renew.ts';
-import type { Workshop } from './scan.ts';
+import { isIndexed, type Workshop } from './scan.ts';
 import { setBlocked, setDone, type Run } from './store.ts';
 import { databaseOf } from './targets.ts';
 import { measureWal, readWalPositions } from './wal.ts';
+import { columnsOf, sourced, staleOf, type Stale } from './work.ts';
 
 const rangeRowsMin = 2_000;
 const rangeRowsMax = 50_000;
@@ -39,8 +43,8 @@ interface RunTable {
 }
 
 /** The tables of a run, each with the columns that are brought up to date. */
-export function listTables(shop: Pick<Workshop, 'policy' | 'catalog'>, run: Run): RunTable[] {
-  const columns = columnsOf(shop.policy, run);
+export function listTables(shop: Pick<Workshop, 'catalog'>, run: Run): RunTable[] {
+  const columns = columnsOf(shop.catalog, run);
   return [...new Set(columns.map((column) => column.address))].flatMap((address) => {
     const table = shop.catalog.tables.get(address);
     return table === undefined ? [] : [{ table, columns: columns.filter((column) => column.address === address) }];
@@ -48,8 +52,8 @@ export function listTables(shop: Pick<Workshop, 'policy' | 'catalog'>, run: Run)
 }
 
 /** The first registered table of the run that cannot be worked on, in a sentence. */
-export function findProblem(shop: Pick<Workshop, 'policy' | 'catalog'>, run: Run): string | undefined {
-  const addresses = new Set(columnsOf(shop.policy, run).map((column) => column.address));
+export function findProblem(shop: Pick<Workshop, 'catalog'>, run: Run): string | undefined {
+  const addresses = new Set(columnsOf(shop.catalog, run).map((column) => column.address));
   return [...addresses].map((address) => shop.catalog.problems.get(address)).find((problem) => problem !== undefined);
 }
 
@@ -57,33 +61,36 @@ interface StaleCount {
   readonly table: string;
   readonly column: string;
   readonly total: number;
-  /** The version that most of them are of. */
-  readonly version: number | undefined;
+  /** What most of them are. */
+  readonly most: Stale | undefined;
 }
 
-/** Values of these versions: one look at the index for each, or one at the whole table for all of them. */
-async function countEach(db: Pool, table: TableShape, column: string, versions: readonly number[]) {
-  if (table.indexed.has(column)) {
-    const counts = new Map<number, number>();
-    for (const version of versions) counts.set(version, await countVersion(db, table, column, version));
-    return counts;
+/** Each with one version or state, and how many rows it is so of: one look at an index for each, or one at the whole table. */
+async function countEach(db: Pool, table: TableShape, all: readonly Stale[]): Promise<[Stale, number][]> {
+  const counts: [Stale, number][] = [];
+  for (const stale of all) {
+    if (typeof stale.value === 'string' || stale.tenants !== undefined) {
+      counts.push([stale, await countStale(db, table, [stale])]);
+    } else if (isIndexed(table, stale)) {
+      const each = stale.value.map((version): Stale => ({ ...stale, value: [version] }));
+      for (const one of each) counts.push([one, await countStale(db, table, [one])]);
+    } else {
+      const { counts: found } = await countVersions(db, table, stale.column);
+      for (const version of stale.value) counts.push([{ ...stale, value: [version] }, found.get(version) ?? 0]);
+    }
   }
-  const { counts } = await countVersions(db, table, column);
-  return new Map(versions.map((version) => [version, counts.get(version) ?? 0]));
+  return counts;
 }
 
-async function countStale(shop: Workshop, run: Run): Promise<StaleCount[]> {
+async function countLeft(shop: Workshop, run: Run): Promise<StaleCount[]> {
   const counts: StaleCount[] = [];
   for (const { table, columns } of listTables(shop, run)) {
-    const db = databaseOf(shop, table);
-    for (const { column, ...rest } of columns) {
-      let [total, most, version] = [0, 0, undefined as number | undefined];
-      const versions = staleVersions(shop.keyring.state, { column, ...rest }, run.kind);
-      for (const [each, n] of await countEach(db, table, column, versions)) {
-        total += n;
-        if (n > most) [most, version] = [n, each];
-      }
-      counts.push({ table: table.address, column, total, version });
+    for (const column of columns) {
+      const each = await countEach(databaseOf(shop, table), table, staleOf(shop.keyring.state, run, column));
+      const [most] = each.toSorted(([, a], [, b]) => b - a);
+      const total = each.reduce((n, [, count]) => n + count, 0);
+      const stale = most === undefined || most[1] === 0 ? undefined : most[0];
+      counts.push({ table: table.address, column: column.column, total, most: stale });
     }
   }
   return counts;
@@ -92,19 +99,19 @@ async function countStale(shop: Workshop, run: Run): Promise<StaleCount[]> {
 const sum = (counts: readonly { total: number }[]) => counts.reduce((n, { total }) => n + total, 0);
 
 /**
- * Cuts a table into ranges of about as many old rows each. Where every column has its version index, the cuts are found
- * among the rows of the column with most to do; elsewhere along the whole key.
+ * Cuts a table into ranges of about as many old rows each. Where indexes find the rows of every column, the cuts are found
+ * among those of the column with most to do; elsewhere along the whole key.
  */
 async function planRanges(shop: Workshop, run: Run, { table, columns }: RunTable, counts: readonly StaleCount[]) {
   const most = counts.reduce((one, other) => (other.total > one.total ? other : one));
   const { concurrency } = limitsOf(shop.policy, run, columns);
   const even = Math.ceil(most.total / (rangesEach * concurrency));
   const rows = Math.max(rangeRowsMin, Math.min(rangeRowsMax, even));
-  const isIndexed = counts.every(({ column, total }) => total === 0 || table.indexed.has(column));
-  const stale: Stale[] = [{ column: most.column, versions: most.version === undefined ? [] : [most.version] }];
+  const isQuick = counts.every((each) => each.most === undefined || isIndexed(table, each.most));
+  const stale = most.most === undefined ? [] : [most.most];
   const ranges: RangeSpec[] = [];
   for (let lower: Key | undefined; ;) {
-    const among = { ...(isIndexed && { stale }), ...(lower !== undefined && { after: lower }) };
+    const among = { ...(isQuick && { stale }), ...(lower !== undefined && { after: lower }) };
     const upper = await keyAfter(databaseOf(shop, table), table, rows, among);
     const bounds = { ...(lower !== undefined && { lower }), ...(upper !== undefined && { upper }) };
     ranges.push({ id: randomUUID(), table: table.address, ...bounds });
@@ -127,7 +134,7 @@ async function planUrgent(shop: Workshop, run: Run): Promise<RangeSpec[]> {
   const read: ReadKeys = (address, column, version, after) => {
     const table = shop.catalog.tables.get(address);
     if (table === undefined) return Promise.resolve([]);
-    const stale = [{ column, versions: [version] }];
+    const stale = [{ column, value: [version] }];
     const request = { columns: [], stale, rowsMax: urgentReadRows, ...(after !== undefined && { after }) };
     return readBatch(databaseOf(shop, table), table, request);
   };
@@ -139,7 +146,7 @@ type Line = ReturnType<typeof phaseLine>;
 
 /** Ranges for everything that is old; none when nothing is. `before`: what is told together with it. */
 export async function planPass(shop: Workshop, run: Run, before: readonly Line[] = []): Promise<void> {
-  const totals = await countStale(shop, run);
+  const totals = await countLeft(shop, run);
   const ranges = await planUrgent(shop, run);
   for (const each of listTables(shop, run)) {
     const counts = totals.filter(({ table }) => table === each.table.address);
@@ -179,7 +186,7 @@ async function findForeign(shop: Workshop, table: TableShape, column: Registered
   const gone = Array.from({ length: newest }, (_, i) => i + 1).filter(isGone);
   if (bounds.highest > newest) gone.push(bounds.highest);
   for (const version of gone) {
-    if (!(await hasVersion(db, table, column.column, version))) continue;
+    if (!(await hasStale(db, table, [{ column: column.column, value: [version] }]))) continue;
     return `${place} holds an envelope of version ${version}, which family ${column.class} does not have. ${mend}`;
   }
   return undefined;
@@ -193,9 +200,15 @@ async function findObstacle(shop: Workshop, run: Run): Promise<string | undefine
     for (const column of columns) {
       const foreign = await findForeign(shop, table, column);
       if (foreign !== undefined) return foreign;
+      const plaintext = run.kind === 'finish' ? await countStale(databaseOf(shop, table), table, [sourced(column)]) : 0;
+      if (plaintext > 0) return describePlaintext(table, column, plaintext);
     }
   }
   return undefined;
+}
+
+function describePlaintext({ address }: TableShape, { column, from }: RegisteredColumn, rows: number): string {
+  return `${address}.${from} still holds ${rows} values beside text in ${column} that is no envelope. Mend those rows; it goes on by itself.`;
 }
 
 /** How many of the values that were given up still stand there as they did: old, and not open. */
@@ -203,11 +216,13 @@ async function countWaived(shop: Workshop, run: Run): Promise<number> {
   let standing = 0;
   for (const { table: address, column: name, rows } of await listWaived(shop.pool, run.id)) {
     const table = shop.catalog.tables.get(address);
-    const column = columnsOf(shop.policy, run).find((each) => each.address === address && each.column === name);
+    const column = columnsOf(shop.catalog, run).find((each) => each.address === address && each.column === name);
     if (table === undefined || column === undefined) continue;
     const keys = rows.flatMap((row) => [parseRow(table, row)].filter((key) => key !== undefined));
     const request = { columns: [name], rows: keys, rowsMax: keys.length };
-    const stale = staleVersions(shop.keyring.state, column, run.kind);
+    const stale = staleOf(shop.keyring.state, run, column).flatMap(({ value }) =>
+      typeof value === 'string' ? [] : value,
+    );
     for (const { values } of await readBatch(databaseOf(shop, table), table, request)) {
       if (typeof values[0] === 'string' && stale.includes(versionOf(values[0]))) standing += 1;
     }
@@ -230,12 +245,20 @@ export async function verify(shop: Workshop, run: Run): Promise<void> {
   for (const { table } of listTables(shop, run)) {
     if (!(await waitOutWriters(databaseOf(shop, table), table, waitOutMaxMs))) return; // somebody still writes: next time
   }
-  const stale = sum(await countStale(shop, run));
+  const stale = sum(await countLeft(shop, run));
   const told = phaseLine(run, 'verifying', stale);
+  if (run.kind === 'verification') return await conclude(shop, run, [told]); // every row was looked at: that is all
   if (stale > run.failed - run.waived + (await countWaived(shop, run))) return await planPass(shop, run, [told]);
   if (run.failed > run.waived) return await block(shop, run, describeFailures(run), [told]);
   const obstacle = await findObstacle(shop, run);
   if (obstacle !== undefined) return await block(shop, run, obstacle, [told]);
+  await conclude(shop, run, [told]);
+}
+
+async function conclude(shop: Workshop, run: Run, before: readonly Line[]): Promise<void> {
   const walBytes = await measureWal(shop, run);
-  await appendAlways(shop, [told, phaseLine(run, 'end')], (tx) => setDone(tx, run.id, run.pass, walBytes));
+  await appendAlways(shop, [...before, phaseLine(run, 'end', run.failed)], async (tx) => {
+    await setDone(tx, run.id, run.pass, walBytes);
+    await noteEnd(tx, run);
+  });
 }

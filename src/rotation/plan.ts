@@ -5,9 +5,10 @@
  *                                      ↘ blocked (rows that do not open; says what to do)
  *     paused, cancelled: by a person, from any of them
  */
-import type { KeyFamily, KeyState } from '../keys/version.ts';
+import type { KeyFamily } from '../keys/version.ts';
 import { joinLimits, liftLimits, type RotationLimits } from '../policy/limits.ts';
 import type { Policy, RegisteredColumn } from '../policy/policy.ts';
+import type { RunKind } from './work.ts';
 
 /**
  * How long an answer of search-tokens holds. Re-encrypting waits this long after the new version's tokens are answered,
@@ -21,7 +22,7 @@ export const handOverMs = 6_000;
 export type Phase = 'pending' | 'active' | 're-encrypting' | 'verifying' | 'blocked' | 'paused' | 'done' | 'cancelled';
 
 export interface RunState {
-  readonly kind: 'rotation' | 'adoption';
+  readonly kind: RunKind;
   readonly activatedAt?: Date;
   readonly plannedAt?: Date;
   readonly unfinishedRanges: number;
@@ -40,11 +41,6 @@ export function phaseOf(run: RunState): Phase {
   return run.unfinishedRanges > 0 ? 're-encrypting' : 'verifying';
 }
 
-/** The registered columns that a run brings up to date. */
-export function columnsOf(policy: Policy, run: { kind: 'rotation' | 'adoption'; family?: string }): RegisteredColumn[] {
-  return policy.columns.filter((column) => (run.kind === 'adoption' ? column.adopt : column.class === run.family));
-}
-
 /** How gently the columns are worked on: as the strictest of their classes says, or as an emergency needs it. */
 export function limitsOf(
   policy: Policy,
@@ -54,16 +50,6 @@ export function limitsOf(
   const names = [...new Set(columns.map((column) => column.class))];
   const limits = joinLimits(names.flatMap((name) => policy.classes.get(name)?.rotation ?? []));
   return run.compromised ? liftLimits(limits) : limits;
-}
-
-/** Versions of a column that are to be brought up to the active one, 0 (plaintext) where that is adopted. */
-export function staleVersions(state: KeyState, column: RegisteredColumn, kind: 'rotation' | 'adoption'): number[] {
-  const family: KeyFamily | undefined = state.families.get(column.class);
-  const plaintext = column.adopt ? [0] : [];
-  if (kind === 'adoption' || family?.active === undefined) return plaintext;
-  const { active } = family;
-  const old = [...family.versions.values()].filter((each) => each.version < active && each.state !== 'destroyed');
-  return [...plaintext, ...old.map((each) => each.version)];
 }
 
 /** Whether rotating a family must wait for search tokens to expire. */

@@ -3,12 +3,15 @@ import type { Queryable } from '../db.ts';
 import { handOverMs, searchTokenTtlMs } from './plan.ts';
 import { findRangeError, listProgress, type ColumnProgress } from './range-store.ts';
 import { present, type Prediction, type Run } from './store.ts';
+import type { RunKind } from './work.ts';
 
 export interface RunView {
   readonly id: string;
-  readonly kind: 'rotation' | 'adoption';
+  readonly kind: RunKind;
   readonly family?: string;
   readonly version?: number;
+  /** The column that gets or loses the plaintext, where that is another one. */
+  readonly source?: string;
   readonly phase: string;
   readonly columns: readonly (ColumnProgress & { readonly left: number })[];
   readonly compromised?: true;
@@ -88,6 +91,7 @@ export async function viewRun(db: Queryable, run: Run): Promise<RunView> {
     ...present({
       family: run.family,
       version: run.version,
+      source: run.source,
       compromised: run.compromised ? (true as const) : undefined,
       rowsPerSecond: rate === undefined ? undefined : Math.round(rate),
       etaSeconds: rate === undefined || rate === 0 ? undefined : Math.ceil(left / rate),

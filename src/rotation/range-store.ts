@@ -35,6 +35,7 @@ export async function insertPass(
   );
   if (rowCount !== 1) throw overtaken(run);
   await deleteFailures(tx, run);
+  await deletePast(tx, run, pass);
   for (const { table, column, total } of totals) {
     await tx.query(
       `insert into fieldkeep.rotation_columns (rotation, "table", "column", total) values ($1, $2, $3, $4)
@@ -43,6 +44,15 @@ export async function insertPass(
     );
   }
   await insertRanges(tx, run, pass, ranges);
+}
+
+/** An adoption goes on for as long as plaintext is written: of its ranges, the first pass and the last two stay. */
+async function deletePast(tx: Client, run: string, pass: number): Promise<void> {
+  await tx.query(
+    `delete from fieldkeep.rotation_ranges
+     where rotation = $1 and pass between 2 and $2 - 2 and finished_at is not null`,
+    [run, pass],
+  );
 }
 
 async function insertRanges(tx: Client, run: string, pass: number, ranges: readonly RangeSpec[]): Promise<void> {

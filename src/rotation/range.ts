@@ -14,10 +14,10 @@ import { randomUUID } from 'node:crypto';
 import { isFresh, type Receipt } from '../audit/log.ts';
 import { withClient } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
-import { loadCatalog } from './catalog.ts';
+import { loadCatalog, type Catalog } from './catalog.ts';
 import { appendAlways, batchLine } from './entries.ts';
 import { BatchSize } from './pace.ts';
-import { columnsOf, limitsOf } from './plan.ts';
+import { limitsOf } from './plan.ts';
 import {
   claimRange,
   findRunOf,
@@ -33,6 +33,7 @@ import { listSteps, prepareBatches, type Job, type Prepared, type Workshop } fro
 import { findRun, type Run } from './store.ts';
 import { databaseOf } from './targets.ts';
 import { Throttle } from './throttle.ts';
+import { columnsOf } from './work.ts';
 import { writeChanges, type Written } from './write.ts';
 
 /** In memory at the most, besides the one that is written. */
@@ -48,30 +49,30 @@ function openJob(shop: Workshop, run: Run, range: Range, lease: string, isStoppi
     const problem = shop.catalog.problems.get(range.table) ?? `Table ${range.table} is not registered any more.`;
     throw new FieldkeepError('conflict', problem);
   }
-  const columns = columnsOf(shop.policy, run).filter((column) => column.address === range.table);
-  const { slots, names } = layOut(columns, (name) => shop.policy.classes.get(name)!);
-  const renewer = new Renewer(shop.keyring, shop.keyring.state, table, slots);
+  const columns = columnsOf(shop.catalog, run).filter((column) => column.address === range.table);
+  const layout = layOut(run.kind, columns, (name) => shop.policy.classes.get(name)!);
+  const renewer = new Renewer(shop.keyring, shop.keyring.state, table, run.kind, layout.slots);
   const limits = limitsOf(shop.policy, run, columns);
   const size = new BatchSize(limits.batchMsMax);
   const target = databaseOf(shop, table);
   const throttle = new Throttle({ pool: shop.pool, target, run: run.id, limits, size, isStopping });
   const steps = range.rows === undefined ? listSteps(shop.keyring.state, run, table, columns) : [];
-  return { shop, run, range, lease, table, target, names, renewer, steps, size, throttle };
+  return { shop, run, range, lease, table, target, layout, renewer, steps, size, throttle };
 }
 
 /** In the first pass locked rows are passed over; later ones wait for them, no longer than the session's lock_timeout. */
 async function update(job: Job, prepared: Prepared): Promise<{ point: Point; rows: number }> {
-  const { table, target, names, range, size } = job;
+  const { table, target, layout, range, size } = job;
   if (prepared.changes.length === 0) return { point: toPoint(prepared, nothing), rows: 0 };
   const skipLocked = range.pass === 1 && range.rows === undefined;
   const written = await withClient(target, (db) =>
-    writeChanges({ db, table, columns: names, skipLocked }, prepared.changes, size),
+    writeChanges({ db, table, columns: layout, skipLocked }, prepared.changes, size),
   );
   return { point: toPoint(prepared, written), rows: written.keys.length };
 }
 
 function toPoint(prepared: Prepared, { keys, refused, ms, contended }: Written): Point {
-  const done = new Map<string, number>();
+  const done = new Map(prepared.compared);
   for (const key of keys) {
     for (const column of prepared.columnsOf(key)) done.set(column, (done.get(column) ?? 0) + 1);
   }
@@ -170,9 +171,9 @@ async function workThrough(job: Job): Promise<Reached> {
   }
 }
 
-/** Nothing of the table is registered for the run any more: there is nothing left to do in the range. */
-function isForgotten(shop: Workshop, run: Run, range: Range): boolean {
-  return !columnsOf(shop.policy, run).some((column) => column.address === range.table);
+/** Nothing of the table is the run's any more (unregistered, undone): there is nothing left to do in the range. */
+function isForgotten(catalog: Catalog, run: Run, range: Range): boolean {
+  return !columnsOf(catalog, run).some((column) => column.address === range.table);
 }
 
 /**
@@ -185,14 +186,14 @@ export async function workRange(shop: Workshop, rangeId: string, isStopping: () 
   const run = runId === undefined ? undefined : await findRun(shop.pool, runId);
   if (run === undefined) return;
   const { policy } = shop;
-  const { concurrency } = limitsOf(policy, run, columnsOf(policy, run));
+  const { concurrency } = limitsOf(policy, run, columnsOf(shop.catalog, run));
   const isHeld = () => isStopping() || shop.policy !== policy;
   const lease = randomUUID();
   const range = await claimRange(shop.pool, rangeId, lease, shop.instanceId, concurrency);
   if (range === undefined) return;
   try {
-    if (isForgotten(shop, run, range)) return await finishRange(shop.pool, range.id, lease);
     const catalog = await loadCatalog(shop.targets, policy.columns);
+    if (isForgotten(catalog, run, range)) return await finishRange(shop.pool, range.id, lease);
     for (let reached: Reached = { why: 'outdated', range }; ;) {
       await shop.keyring.refresh(); // the active version must be the one that this run made
       reached = await workThrough(openJob({ ...shop, policy, catalog }, run, reached.range, lease, isHeld));

@@ -16,8 +16,8 @@ import { auditFamily } from '../keys/version.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
 import type { Key, Row } from './batch.ts';
 import { formatRow } from './catalog.ts';
-import { staleVersions } from './plan.ts';
 import type { Workshop } from './scan.ts';
+import { staleVersions } from './work.ts';
 
 type RecentShop = Pick<Workshop, 'pool' | 'keyring' | 'policy'>;
 type NamedRow = Pick<Row, 'key' | 'tenant'>;
@@ -89,8 +89,7 @@ async function pick(
 }
 
 async function walk(search: Search, column: RegisteredColumn, read: ReadKeys, names: Set<string>): Promise<void> {
-  for (const version of staleVersions(search.shop.keyring.state, column, 'rotation')) {
-    if (version === 0) continue; // nobody ever opened plaintext
+  for (const version of staleVersions(search.shop.keyring.state, column)) {
     for (let after: Key | undefined; names.size < rowsMax && performance.now() < search.deadline;) {
       const rows = await read(column.address, column.column, version, after);
       if (rows.length === 0) break;

@@ -13,11 +13,12 @@ import type { RegisteredColumn } from '../policy/policy.ts';
 import { keyAfter, readBatch, type Key, type Row } from './batch.ts';
 import { formatRow, listWarnings, type TableShape } from './catalog.ts';
 import { countVersions } from './census.ts';
-import { columnsOf, handOverMs, isSearchable, limitsOf, searchTokenTtlMs } from './plan.ts';
+import { handOverMs, isSearchable, limitsOf, searchTokenTtlMs } from './plan.ts';
 import { findPast, findTableSize, upsertRehearsal, type Past } from './rehearsal-store.ts';
 import type { Workshop } from './scan.ts';
 import type { Prediction } from './store.ts';
 import { databaseOf } from './targets.ts';
+import { columnsOf } from './work.ts';
 
 const samplePlaces = 5;
 const sampleRowsEach = 100;
@@ -67,7 +68,7 @@ async function readSample(
   const db = databaseOf(shop, table);
   const rows: Row[] = [];
   for (const version of versions) {
-    const stale = [{ column, versions: [version] }];
+    const stale = [{ column, value: [version] }];
     const stride = Math.max(sampleRowsEach, Math.floor(total / samplePlaces));
     for (let place = 0, after: Key | undefined; place < samplePlaces; place += 1) {
       const from = after === undefined ? {} : { after };
@@ -140,13 +141,15 @@ function warn(shop: Workshop, columns: readonly RegisteredColumn[], sampled: Sam
 
 /** Errors: those of the databases, outages of keys. */
 export async function rehearse(shop: Workshop, family: string): Promise<Rehearsal> {
-  const columns = columnsOf(shop.policy, { kind: 'rotation', family });
+  const columns = columnsOf(shop.catalog, { kind: 'rotation', family });
   const estimates: (Estimate & { column: RegisteredColumn })[] = [];
   for (const column of columns) {
     const table = shop.catalog.tables.get(column.address);
     if (table === undefined) continue;
     const { counts } = await countVersions(databaseOf(shop, table), table, column.column);
-    const stale = [...counts].filter(([version]) => version > 0 || (version === 0 && column.adopt));
+    const stale = [...counts].filter(
+      ([version]) => version > 0 || (version === 0 && column.adopt && column.from === undefined),
+    );
     const total = stale.reduce((n, [, count]) => n + count, 0);
     const versions = stale.map(([version]) => version).filter((version) => version > 0);
     const sampled = await sampleColumn(shop, table, column, versions, total);

@@ -1,6 +1,7 @@
 /**
- * Brings the values of one row up to date: envelopes of older versions are opened and sealed under the active one,
- * adopted plaintext is sealed, blind index tokens are made anew. What does not open is recorded and left as it is.
+ * Does to one row, in memory, what its run is for (work.ts): envelopes of older versions are opened and sealed under the
+ * active one, plaintext is sealed, a source is compared, filled or cleared, blind index tokens are made anew. What does
+ * not open is recorded and left as it is.
  *
  * The row's context is what an agent would name: the table's address, the column, the key as Postgres spells it.
  */
@@ -16,6 +17,7 @@ import type { FieldClass, RegisteredColumn } from '../policy/policy.ts';
 import type { Row } from './batch.ts';
 import { formatRow, type TableShape } from './catalog.ts';
 import type { Failure } from './failure-store.ts';
+import { writtenBy, type RunKind } from './work.ts';
 
 /** A registered column of the run, and where it stands among the values of a row. */
 export interface Slot {
@@ -23,47 +25,69 @@ export interface Slot {
   readonly fieldClass: FieldClass;
   /** Of the value; its index columns follow. */
   readonly at: number;
+  /** Of its source, where that is another column. */
+  readonly sourceAt?: number;
 }
 
 export interface Renewed {
   /** Undefined when nothing of the row changes. */
   readonly next?: readonly (string | null)[];
-  /** Columns whose value was brought up to date. */
+  /** Columns whose value is done: changed, or compared and found equal. */
   readonly columns: readonly string[];
   readonly failures: readonly Failure[];
 }
 
-/** The columns to read for the slots: each registered column, then its index columns. */
-export function layOut(
-  columns: readonly RegisteredColumn[],
-  classOf: (name: string) => FieldClass,
-): {
+export interface Layout {
   readonly slots: readonly Slot[];
-  readonly names: readonly string[];
-} {
-  const names: string[] = [];
-  const slots = columns.map((column): Slot => {
-    const at = names.push(column.column) - 1;
-    names.push(...column.index.map((index) => index.column));
-    return { column, fieldClass: classOf(column.class), at };
-  });
-  return { slots, names };
+  /** The columns to read: each registered column, its index columns, its source. */
+  readonly read: readonly string[];
+  /** Those among them that may change. */
+  readonly written: readonly string[];
 }
 
+export function layOut(
+  kind: RunKind,
+  columns: readonly RegisteredColumn[],
+  classOf: (name: string) => FieldClass,
+): Layout {
+  const read: string[] = [];
+  const slots = columns.map((column): Slot => {
+    const at = read.push(column.column) - 1;
+    read.push(...column.index.map((index) => index.column));
+    const slot = { column, fieldClass: classOf(column.class), at };
+    return column.from === undefined ? slot : { ...slot, sourceAt: read.push(column.from) - 1 };
+  });
+  return { slots, read, written: columns.flatMap((column) => writtenBy(kind, column)) };
+}
+
+/** What others sealed, opened: by the text that stands in the column. */
+export type Opened = ReadonlyMap<string, string | FieldkeepError>;
+
+/** Where a value of a row goes instead: place among the values, text. */
+type Patch = readonly (readonly [number, string | null])[];
+type Maybe<T> = T | Promise<T>;
+
 /** Keys are at hand most of the time; only a miss is a promise, so a warm row costs no turn of the event loop. */
-type Keys = { readonly opening?: DataKey | undefined; readonly sealing: DataKey };
+function after<T, U>(value: Maybe<T>, next: (value: T) => Maybe<U>): Maybe<U> {
+  return value instanceof Promise ? value.then(next) : next(value);
+}
+
+/** The source and the envelope beside it hold different values: neither is touched. */
+class SourceDiffers extends Error {}
 
 export class Renewer {
   readonly #keyring: Keyring;
   readonly #state: KeyState;
   readonly #table: TableShape;
+  readonly #kind: RunKind;
   readonly #slots: readonly Slot[];
 
   /** Works from one picture of key state: the active version does not change under way. */
-  constructor(keyring: Keyring, state: KeyState, table: TableShape, slots: readonly Slot[]) {
+  constructor(keyring: Keyring, state: KeyState, table: TableShape, kind: RunKind, slots: readonly Slot[]) {
     this.#keyring = keyring;
     this.#state = state;
     this.#table = table;
+    this.#kind = kind;
     this.#slots = slots;
   }
 
@@ -73,60 +97,119 @@ export class Renewer {
     return this.#slots.every(({ column }) => active(state, column.class) === active(this.#state, column.class));
   }
 
+  /** Texts of these rows that others sealed, by their column; they are opened before the rows are renewed. */
+  listSealed(rows: readonly Row[]): Map<RegisteredColumn, string[]> {
+    const found = new Map<RegisteredColumn, string[]>();
+    for (const slot of this.#slots) {
+      if (slot.column.sealed === undefined) continue;
+      const texts = rows.map(({ values }) => values[slot.sourceAt ?? slot.at]);
+      const isSealed = (text: string | null | undefined) => typeof text === 'string' && versionOf(text) === 0;
+      found.set(slot.column, [...new Set(texts.filter(isSealed) as string[])]);
+    }
+    return found;
+  }
+
   /** Errors: outages (`vault_unavailable`, `database_unavailable`, `keys_not_ready`); everything else is a failure of the row. */
-  async renew(row: Row): Promise<Renewed> {
+  async renew(row: Row, opened: Opened = new Map()): Promise<Renewed> {
     const name = formatRow(row.key);
     const columns: string[] = [];
     const failures: Failure[] = [];
     let next: (string | null)[] | undefined;
     for (const slot of this.#slots) {
-      const value = row.values[slot.at];
-      if (value === null || value === undefined || !this.#isStale(slot, value)) continue;
       try {
-        const renewed = this.#renewValue(slot, row.tenant, name, value);
-        const texts = renewed instanceof Promise ? await renewed : renewed;
-        next ??= [...row.values];
-        for (const [i, text] of texts.entries()) next[slot.at + i] = text;
+        const work = this.#workOn(slot, row, name, opened);
+        const patch = work instanceof Promise ? await work : work;
+        if (patch === undefined) continue;
+        if (patch.length > 0) next ??= [...row.values];
+        for (const [at, text] of patch) next![at] = text;
         columns.push(slot.column.column);
       } catch (error) {
-        if (!(error instanceof FieldkeepError) || isOutage(error)) throw error;
-        failures.push({ column: slot.column.column, row: name, code: error.code });
+        if (!(error instanceof SourceDiffers || error instanceof FieldkeepError) || isOutage(error)) throw error;
+        const code = error instanceof SourceDiffers ? 'source_differs' : error.code;
+        failures.push({ column: slot.column.column, row: name, code });
       }
     }
     return { columns, failures, ...(next !== undefined && { next }) };
   }
 
-  #isStale(slot: Slot, value: string): boolean {
-    const active = this.#state.families.get(slot.column.class)?.active ?? 0;
-    const version = versionOf(value);
-    return version === 0 ? slot.column.adopt : version > 0 && version < active;
+  /** What becomes of a value and its source; undefined where there is nothing to do, empty where it was only compared. */
+  #workOn(slot: Slot, row: Row, name: string, opened: Opened): Maybe<Patch | undefined> {
+    const value = row.values[slot.at] ?? null;
+    const source = slot.sourceAt === undefined ? null : (row.values[slot.sourceAt] ?? null);
+    const isEnvelope = value !== null && versionOf(value) > 0;
+    switch (this.#kind) {
+      case 'rotation':
+      case 'adoption':
+        return this.#renewValue(slot, row, name, value, source, opened);
+      case 'finish':
+        if (source === null) return undefined;
+        if (value === null) return this.#fill(slot, row, name, source, opened);
+        if (!isEnvelope) return undefined;
+        return after(this.#compare(slot, row, name, value, source, opened), () => [[slot.sourceAt!, null]]);
+      case 'verification':
+        if (source === null || !isEnvelope) return undefined;
+        return after(this.#compare(slot, row, name, value, source, opened), () => []);
+      case 'leave':
+        if (source === null || !isEnvelope) return undefined;
+        return after(this.#compare(slot, row, name, value, source, opened), () => this.#patch(slot, null));
+      case 'undo':
+        if (source !== null || !isEnvelope) return undefined;
+        return after(this.#open(slot, row, name, value), (plaintext) =>
+          slot.sourceAt === undefined ? this.#patch(slot, plaintext) : [[slot.sourceAt, plaintext]],
+        );
+    }
   }
 
   #renewValue(
     slot: Slot,
-    tenant: string | null,
-    row: string,
-    value: string,
-  ): (string | null)[] | Promise<(string | null)[]> {
-    if (tenant === null || tenant === '') throw new FieldkeepError('request_invalid', 'The row has no tenant.');
-    const family = slot.column.class;
-    const active = getActive(this.#state, family);
-    const sealing = this.#keyring.getOrMake(tenant, family, active.version);
-    if (versionOf(value) === 0) {
-      const store = (keys: Keys) => this.#seal(slot, active, keys.sealing, tenant, row, value);
-      return sealing instanceof Promise ? sealing.then((key) => store({ sealing: key })) : store({ sealing });
+    row: Row,
+    name: string,
+    value: string | null,
+    source: string | null,
+    opened: Opened,
+  ): Maybe<Patch | undefined> {
+    const { adopt, class: family, from } = slot.column;
+    if (value === null) {
+      const isWaiting = this.#kind === 'adoption' && adopt && source !== null;
+      return isWaiting ? this.#fill(slot, row, name, source, opened) : undefined;
     }
+    const version = versionOf(value);
+    if (version === 0) return adopt && from === undefined ? this.#fill(slot, row, name, value, opened) : undefined;
+    if (version < 0 || version >= (this.#state.families.get(family)?.active ?? 0)) return undefined;
+    return after(this.#open(slot, row, name, value), (plaintext) => this.#seal(slot, row, name, plaintext));
+  }
+
+  /** Seals plaintext, if the row's tenant is one of those who are adopted. */
+  #fill(slot: Slot, row: Row, name: string, text: string, opened: Opened): Maybe<Patch | undefined> {
+    const { tenants } = slot.column;
+    if (tenants !== undefined && !tenants.includes(row.tenant ?? '')) return undefined;
+    return this.#seal(slot, row, name, this.#readSource(slot, text, opened));
+  }
+
+  /** The plaintext that a source's text stands for. */
+  #readSource({ column }: Slot, text: string, opened: Opened): string {
+    if (column.sealed === undefined) return text;
+    const found = opened.get(text);
+    if (typeof found === 'string') return found;
+    throw found ?? decryptionFailed();
+  }
+
+  #compare(slot: Slot, row: Row, name: string, value: string, source: string, opened: Opened): Maybe<void> {
+    return after(this.#open(slot, row, name, value), (plaintext) => {
+      if (plaintext !== this.#readSource(slot, source, opened)) throw new SourceDiffers();
+    });
+  }
+
+  #open(slot: Slot, row: Row, name: string, value: string): Maybe<string> {
+    const tenant = getTenant(row);
+    const family = slot.column.class;
     const envelope = parseEnvelope(value);
     if (envelope.family !== family) throw decryptionFailed();
-    const old = getReadable(this.#state, family, envelope.version);
-    const opening = this.#keyring.get(tenant, family, envelope.version);
-    const work = ({ opening: key, sealing: to }: Keys) => {
+    const version = getReadable(this.#state, family, envelope.version);
+    return after(this.#keyring.get(tenant, family, envelope.version), (key) => {
       if (key === undefined) throw decryptionFailed();
-      const plaintext = open(key, envelope, this.#context(slot, old, tenant, row));
-      return this.#seal(slot, active, to, tenant, row, plaintext);
-    };
-    if (!(opening instanceof Promise) && !(sealing instanceof Promise)) return work({ opening, sealing });
-    return Promise.all([opening, sealing]).then(([from, to]) => work({ opening: from, sealing: to }));
+      return open(key, envelope, this.#context(slot, version, tenant, name));
+    });
   }
 
   #context(slot: Slot, version: KeyVersion, tenant: string, row: string): Buffer {
@@ -134,21 +217,37 @@ export class Renewer {
     return encodeContext(version.family, version.version, { ...place, row: version.bind === 'column' ? '' : row });
   }
 
-  /** The new envelope, then the tokens of the column's indexes in the order of the policy. */
-  #seal(slot: Slot, active: KeyVersion, key: DataKey, tenant: string, row: string, value: string): (string | null)[] {
-    const { column, fieldClass } = slot;
-    const ctx = this.#context(slot, active, tenant, row);
-    const envelope = seal(key, column.class, active.version, ctx, value, fieldClass.padTo);
+  /** The new envelope and the tokens of the column's indexes. */
+  #seal(slot: Slot, row: Row, name: string, plaintext: string): Maybe<Patch> {
+    const tenant = getTenant(row);
+    const active = getActive(this.#state, slot.column.class);
+    return after(this.#keyring.getOrMake(tenant, active.family, active.version), (key: DataKey) => {
+      const ctx = this.#context(slot, active, tenant, name);
+      const envelope = seal(key, active.family, active.version, ctx, plaintext, slot.fieldClass.padTo);
+      return this.#patch(slot, formatEnvelope(envelope), this.#tokens(slot, active, key, tenant, plaintext));
+    });
+  }
+
+  /** In the order of the policy. */
+  #tokens({ column }: Slot, active: KeyVersion, key: DataKey, tenant: string, value: string): (string | null)[] {
     const indexes = findIndexes(active, this.#table.address, column.column);
     const normalised = indexes.length === 0 ? '' : normalise(active.normalise, value);
-    const tokens = column.index.map(({ name }) => {
+    return column.index.map(({ name }) => {
       const index = indexes.find((each) => each.name === name);
       if (index === undefined) return null; // registered after the version was made: it counts from the next
       const place = { tenant, table: index.table, column: index.column, index: name, bits: index.bits };
       return indexToken(key, active.version, place, normalised) ?? null;
     });
-    return [formatEnvelope(envelope), ...tokens];
   }
+
+  #patch({ column, at }: Slot, value: string | null, tokens?: readonly (string | null)[]): Patch {
+    return [[at, value], ...column.index.map((_, i) => [at + 1 + i, tokens?.[i] ?? null] as const)];
+  }
+}
+
+function getTenant({ tenant }: Row): string {
+  if (tenant === null || tenant === '') throw new FieldkeepError('request_invalid', 'The row has no tenant.');
+  return tenant;
 }
 
 const looksUpTo = 40;
@@ -167,6 +266,8 @@ export function versionOf(value: string): number {
   return /^fe[0-9]+\./.test(head) ? -1 : 0;
 }
 
-function isOutage({ code }: FieldkeepError): boolean {
+function isOutage(error: Error): boolean {
+  if (!(error instanceof FieldkeepError)) return false;
+  const { code } = error;
   return code === 'vault_unavailable' || code === 'database_unavailable' || code === 'keys_not_ready';
 }

@@ -26,13 +26,13 @@ import { findClosed } from '../policy/limits.ts';
 import { nextVersionOf } from '../keys/version.ts';
 import { nextRotation } from '../policy/schedule.ts';
 import { loadCatalog, type TableShape } from './catalog.ts';
-import { hasVersion } from './census.ts';
+import { hasStale } from './census.ts';
 import { appendAlways, phaseLine } from './entries.ts';
 import { mustGoOn } from './control-store.ts';
 import { block, findProblem, listTables, planPass, verify } from './pass.ts';
-import { columnsOf, handOverMs, isSearchable, limitsOf, searchTokenTtlMs } from './plan.ts';
+import { handOverMs, isSearchable, limitsOf, searchTokenTtlMs } from './plan.ts';
 import { findRangeError, listUnfinishedTables } from './range-store.ts';
-import type { Workshop } from './scan.ts';
+import { isIndexed, type Workshop } from './scan.ts';
 import {
   claimRun,
   clearBlocked,
@@ -49,6 +49,7 @@ import {
   type Run,
 } from './store.ts';
 import { databaseOf } from './targets.ts';
+import { columnsOf, unadopted } from './work.ts';
 
 export interface DriverShop extends Workshop {
   readonly rootKeys: RootKeys;
@@ -58,6 +59,8 @@ const claimMs = 60_000;
 /** A blocked run is looked at again this often: somebody may have mended the rows. Without version indexes that costs more. */
 const lookAgainMs = 30_000;
 const lookAgainUnindexedMs = 300_000;
+/** While an application goes on writing plaintext, an adoption comes back for it this often. */
+const trickleMs = 5_000;
 const uniqueViolation = '23505';
 
 /** Rotates the root key and records v+1. A crash in between costs an unused root key version, nothing else. */
@@ -146,8 +149,8 @@ async function checkTables(shop: DriverShop, run: Run): Promise<void> {
 
 async function unblock(shop: DriverShop, run: Run): Promise<void> {
   const tables = listTables(shop, run);
-  const isIndexed = tables.every(({ table, columns }) => columns.every(({ column }) => table.indexed.has(column)));
-  if (msSince(run, run.blockedAt) < (isIndexed ? lookAgainMs : lookAgainUnindexedMs)) return;
+  const isQuick = tables.every(({ table, columns }) => columns.every(({ column }) => table.indexed.has(column)));
+  if (msSince(run, run.blockedAt) < (isQuick ? lookAgainMs : lookAgainUnindexedMs)) return;
   const now = await lookAgain(shop);
   if (run.unfinishedRanges === 0) return await planPass(now, run);
   if (findProblem(now, run) === undefined) return await clearBlocked(shop.pool, run.id);
@@ -169,6 +172,7 @@ async function step(shop: DriverShop, run: Run): Promise<void> {
       return await checkTables(shop, run); // the jobs do the rest
     case 'verifying':
       if (run.kind === 'rotation' && msSince(run, run.activatedAt) < handOverMs) return;
+      if (run.kind === 'adoption' && run.pass > 2 && msSince(run, run.rateAt) < trickleMs) return;
       return await verify(await lookAgain(shop), run);
     case 'blocked':
       return await unblock(shop, run);
@@ -198,7 +202,7 @@ export async function listWorkable(shop: Workshop): Promise<string[]> {
   const workable: string[] = [];
   for (const run of await listUnfinished(shop.pool)) {
     if (run.phase !== 're-encrypting') continue;
-    const closed = findClosed(limitsOf(shop.policy, run, columnsOf(shop.policy, run)), run.now);
+    const closed = findClosed(limitsOf(shop.policy, run, columnsOf(shop.catalog, run)), run.now);
     if (closed === undefined) workable.push(run.id);
     else await setThrottle(shop.pool, run.id, `the hours from ${closed.from} to ${closed.to}, ${closed.zone}`);
   }
@@ -234,11 +238,11 @@ function ignoreAlreadyRunning(error: unknown): void {
   if (!(error instanceof AlreadyRunning)) throw error;
 }
 
-/** Whether an `adopt` column of the table holds plaintext. Looks only where a version index makes that cheap. */
+/** Whether plaintext of the table waits to be adopted. Looks only where an index makes that cheap. */
 async function holdsPlaintext(shop: Workshop, table: TableShape, alsoUnindexed: boolean): Promise<boolean> {
-  for (const { column, adopt } of table.columns) {
-    if (!adopt || !(alsoUnindexed || table.indexed.has(column))) continue;
-    if (await hasVersion(databaseOf(shop, table), table, column, 0)) return true;
+  for (const stale of table.columns.flatMap(unadopted)) {
+    if (!alsoUnindexed && !isIndexed(table, stale)) continue;
+    if (await hasStale(databaseOf(shop, table), table, [stale])) return true;
   }
   return false;
 }

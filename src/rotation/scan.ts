@@ -2,25 +2,33 @@
  * Finds the rows of a range that are to be brought up to date, and renews them in memory, a batch at a time and only when
  * it is asked for. Three ways to the rows:
  *
- *     column/version   through the version index of the column: costs by the rows that are old
- *     keyset           columns without one, along the key: costs by the table
- *     rows             a range that names its rows: those that failed, those that are urgent
+ *     column/version    through the version index of the column: costs by the rows that are old
+ *     column/unfilled   through the index on rows that wait to be filled
+ *     keyset            what has no index, along the key: costs by the table
+ *     rows              a range that names its rows: those that failed, those that are urgent
  */
 import type { AuditLog } from '../audit/log.ts';
 import type { Pool } from '../db.ts';
+import type { FieldkeepError } from '../errors.ts';
 import type { Keyring } from '../keys/keyring.ts';
 import type { KeyState } from '../keys/version.ts';
-import type { Policy, RegisteredColumn } from '../policy/policy.ts';
-import { readBatch, type Change, type Key, type ReadRequest, type Row, type Stale } from './batch.ts';
+import type { Policy, RegisteredColumn, SealedBy } from '../policy/policy.ts';
+import { readBatch, type Change, type Key, type ReadRequest, type Row } from './batch.ts';
 import { formatRow, parseRow, type Catalog, type TableShape } from './catalog.ts';
 import type { Failure } from './failure-store.ts';
 import type { BatchSize } from './pace.ts';
-import { staleVersions } from './plan.ts';
 import type { Range } from './range-store.ts';
-import type { Renewer } from './renew.ts';
+import type { Layout, Opened, Renewer } from './renew.ts';
 import type { Run } from './store.ts';
 import type { Targets } from './targets.ts';
 import type { Throttle } from './throttle.ts';
+import { staleOf, type About, type Stale } from './work.ts';
+
+/** Opens what others sealed; what does not open is an error among the answers. Errors: outages. */
+export interface Sources {
+  /** Errors: `conflict` where this process lacks what it needs for it. */
+  get(sealed: SealedBy): { open(texts: readonly string[]): Promise<(string | FieldkeepError)[]> };
+}
 
 /** What rotating needs of the service. */
 export interface Workshop {
@@ -33,6 +41,7 @@ export interface Workshop {
   readonly audit: AuditLog;
   readonly policy: Policy;
   readonly catalog: Catalog;
+  readonly sources: Sources;
 }
 
 /** Requests of the same process are answered between chunks of this many rows. */
@@ -54,8 +63,7 @@ export interface Job {
   readonly table: TableShape;
   /** The database that the table is in. */
   readonly target: Pool;
-  /** Columns that are read and written, index columns included. */
-  readonly names: readonly string[];
+  readonly layout: Layout;
   readonly renewer: Renewer;
   readonly steps: readonly Step[];
   readonly size: BatchSize;
@@ -69,27 +77,44 @@ export interface Prepared {
   readonly cursor: readonly string[];
   readonly changes: readonly Change[];
   readonly failures: readonly Failure[];
+  /** Rows that need no change, by column. */
+  readonly compared: ReadonlyMap<string, number>;
   nameOf(key: Key): string;
   /** Which columns the change of a row brings up to date. */
   columnsOf(key: Key): readonly string[];
 }
 
+/** Whether an index finds these rows, in the order of the key. */
+export function isIndexed(table: TableShape, { column, value, source }: Stale): boolean {
+  if (value === 'null') return source?.filled === true && table.unfilledIndexed.has(column);
+  return typeof value !== 'string' && table.indexed.has(column);
+}
+
+function stepsOf(stale: Stale): Step[] {
+  const { column, value } = stale;
+  if (typeof value === 'string') return [{ name: `${column}/unfilled`, stale: [stale] }];
+  return value.map((version) => ({ name: `${column}/${version}`, stale: [{ ...stale, value: [version] }] }));
+}
+
 export function listSteps(
   state: KeyState,
-  run: Pick<Run, 'kind'>,
+  run: About,
   table: TableShape,
   columns: readonly RegisteredColumn[],
 ): Step[] {
-  const stale = columns.map((column): Stale => ({
-    column: column.column,
-    versions: staleVersions(state, column, run.kind),
-  }));
-  const indexed = stale.filter(({ column }) => table.indexed.has(column));
-  const others = stale.filter(({ column, versions }) => !table.indexed.has(column) && versions.length > 0);
-  const steps = indexed.flatMap(({ column, versions }) =>
-    versions.map((version) => ({ name: `${column}/${version}`, stale: [{ column, versions: [version] }] })),
-  );
+  const stale = columns.flatMap((column) => staleOf(state, run, column));
+  const steps = stale.filter((each) => isIndexed(table, each)).flatMap(stepsOf);
+  const others = stale.filter((each) => !isIndexed(table, each));
   return others.length === 0 ? steps : [...steps, { name: 'keyset', stale: others }];
+}
+
+async function openSealed({ shop, renewer }: Job, rows: readonly Row[]): Promise<Opened> {
+  const opened = new Map<string, string | FieldkeepError>();
+  for (const [column, texts] of renewer.listSealed(rows)) {
+    const found = texts.length === 0 ? [] : await shop.sources.get(column.sealed!).open(texts);
+    texts.forEach((text, i) => opened.set(text, found[i]!));
+  }
+  return opened;
 }
 
 async function renewRows(
@@ -101,33 +126,39 @@ async function renewRows(
 ): Promise<Prepared> {
   const changes: Change[] = [];
   const columns = new Map<string, readonly string[]>();
+  const compared = new Map<string, number>();
   const failures: Failure[] = [];
-  // What one column of one version was read for is renewed or recorded, never passed over in silence.
+  // What one column was read for is renewed or recorded, never passed over in silence.
   const wanted = stale.length === 1 ? stale[0]!.column : undefined;
+  const opened = await openSealed(job, rows);
   for (const [i, row] of rows.entries()) {
     if (i > 0 && i % rowsPerTurn === 0) await new Promise((resolve) => setImmediate(resolve));
-    const renewed = await job.renewer.renew(row);
+    const renewed = await job.renewer.renew(row, opened);
     failures.push(...renewed.failures);
     const isSettled = wanted === undefined || renewed.columns.includes(wanted);
     if (!isSettled && !renewed.failures.some((failure) => failure.column === wanted)) {
       failures.push({ column: wanted, row: formatRow(row.key), code: 'envelope_malformed' });
     }
-    if (renewed.next === undefined) continue;
+    if (renewed.next === undefined) {
+      for (const column of renewed.columns) compared.set(column, (compared.get(column) ?? 0) + 1);
+      continue;
+    }
     changes.push({ ...row, next: renewed.next });
     columns.set(formatRow(row.key), renewed.columns);
   }
   const nameOf = formatRow;
-  return { step, cursor, changes, failures, nameOf, columnsOf: (key) => columns.get(formatRow(key)) ?? [] };
+  const columnsOf = (key: Key) => columns.get(formatRow(key)) ?? [];
+  return { step, cursor, changes, failures, compared, nameOf, columnsOf };
 }
 
 async function* scanSteps(job: Job): AsyncGenerator<Prepared> {
-  const { range, steps, table, names, target, throttle } = job;
+  const { range, steps, table, layout, target, throttle } = job;
   const from = steps.findIndex((step) => step.name === range.step);
   for (const step of steps.slice(Math.max(0, from))) {
     let after = step.name === range.step ? range.cursor : range.lower;
     for (;;) {
       const request: ReadRequest = {
-        columns: names,
+        columns: layout.read,
         stale: step.stale,
         rowsMax: throttle.rowsMax,
         ...(after !== undefined && { after }),
@@ -148,7 +179,7 @@ async function* scanNamed(job: Job, names: readonly string[]): AsyncGenerator<Pr
     const some = names.slice(from, from + Math.min(namedRowsMax, throttle.rowsMax));
     from += some.length;
     const keys = some.map((name) => parseRow(table, name)).filter((key) => key !== undefined);
-    const rows = await readBatch(target, table, { columns: job.names, rows: keys, rowsMax: keys.length });
+    const rows = await readBatch(target, table, { columns: job.layout.read, rows: keys, rowsMax: keys.length });
     yield await renewRows(job, 'rows', [String(from)], rows, []);
   }
 }

@@ -2,13 +2,19 @@
 import type { Client, Pool, Queryable } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { phaseOf, type Phase } from './plan.ts';
+import type { RunKind } from './work.ts';
 
 export interface Run {
   readonly id: string;
-  readonly kind: 'rotation' | 'adoption';
+  readonly kind: RunKind;
+  /** Absent where it may span families: of an adoption. */
   readonly family?: string;
   /** What a rotation makes; its predecessor is one less. */
   readonly version?: number;
+  /** The one column that it is about, and where its plaintext stands, if that is another one; of kinds that name them. */
+  readonly table?: string;
+  readonly column?: string;
+  readonly source?: string;
   readonly reason?: string;
   readonly compromised: boolean;
   readonly requestedBy: string;
@@ -35,6 +41,8 @@ export interface Run {
   readonly throttle?: string;
   /** Values per second, smoothed. */
   readonly rate?: number;
+  /** When it last got further. */
+  readonly rateAt?: Date;
   /** Log positions when the first pass was planned, by target ('' for our own database). */
   readonly walFrom?: Readonly<Record<string, string>>;
   readonly walBytes?: number;
@@ -56,9 +64,12 @@ export interface Prediction {
 
 interface RunRow {
   id: string;
-  kind: 'rotation' | 'adoption';
+  kind: RunKind;
   family: string | null;
   version: number | null;
+  table: string | null;
+  column: string | null;
+  source: string | null;
   reason: string | null;
   compromised: boolean;
   requested_by: string;
@@ -75,6 +86,7 @@ interface RunRow {
   cancelled: string | null;
   throttle: string | null;
   rate: number | null;
+  rate_at: Date | null;
   wal_from: Record<string, string> | null;
   wal_bytes: string | null;
   predicted: Prediction | null;
@@ -85,9 +97,9 @@ interface RunRow {
   now: Date;
 }
 
-const runColumns = `r.id, r.kind, r.family, r.version, r.reason, r.compromised, r.requested_by, r.created_at, r.pending_at,
+const runColumns = `r.id, r.kind, r.family, r.version, r."table", r."column", r.source, r.reason, r.compromised, r.requested_by, r.created_at, r.pending_at,
   r.activated_at, r.pass, r.retried_pass, r.planned_at, r.paused_at, r.blocked, r.blocked_at,
-  r.done_at, r.cancelled, r.throttle, r.rate, r.wal_from, r.wal_bytes, r.predicted,
+  r.done_at, r.cancelled, r.throttle, r.rate, r.rate_at, r.wal_from, r.wal_bytes, r.predicted,
   (select count(*)::int from fieldkeep.rotation_ranges g where g.rotation = r.id and g.finished_at is null) as unfinished,
   (select count(*)::int from fieldkeep.rotation_failures f where f.rotation = r.id) as failed,
   (select count(*)::int from fieldkeep.rotation_failures f where f.rotation = r.id and f.waived_at is not null) as waived,
@@ -105,6 +117,9 @@ function toRun(row: RunRow): Run {
   const optional = present({
     family: row.family,
     version: row.version,
+    table: row.table,
+    column: row.column,
+    source: row.source,
     reason: row.reason,
     pendingAt: row.pending_at,
     activatedAt: row.activated_at,
@@ -116,6 +131,7 @@ function toRun(row: RunRow): Run {
     cancelled: row.cancelled,
     throttle: row.throttle,
     rate: row.rate,
+    rateAt: row.rate_at,
     walFrom: row.wal_from,
     walBytes: row.wal_bytes === null ? null : Number(row.wal_bytes),
     predicted: row.predicted,
@@ -140,19 +156,24 @@ function toRun(row: RunRow): Run {
 
 export interface NewRun {
   readonly id: string;
-  readonly kind: 'rotation' | 'adoption';
+  readonly kind: RunKind;
   readonly family?: string;
   readonly version?: number;
+  readonly table?: string;
+  readonly column?: string;
+  readonly source?: string;
   readonly reason?: string;
   readonly compromised?: boolean;
   readonly requestedBy: string;
 }
 
-/** False when an unfinished run of the family (or an unfinished adoption) stands in the way. */
+/** False when an unfinished run of the family or the column (or an unfinished adoption) stands in the way. */
 export async function insertRun(db: Queryable, run: NewRun): Promise<boolean> {
   const { rowCount } = await db.query(
-    `insert into fieldkeep.rotations (id, kind, family, version, reason, compromised, requested_by, predicted)
-     values ($1, $2, $3, $4, $5, $6, $7, (select prediction from fieldkeep.rotation_rehearsals where family = $3))
+    `insert into fieldkeep.rotations
+       (id, kind, family, version, reason, compromised, requested_by, "table", "column", source, predicted)
+     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
+       (select prediction from fieldkeep.rotation_rehearsals where family = $3 and $2 = 'rotation'))
      on conflict do nothing`,
     [
       run.id,
@@ -162,6 +183,9 @@ export async function insertRun(db: Queryable, run: NewRun): Promise<boolean> {
       run.reason ?? null,
       run.compromised ?? false,
       run.requestedBy,
+      run.table ?? null,
+      run.column ?? null,
+      run.source ?? null,
     ],
   );
   return rowCount === 1;
@@ -172,9 +196,11 @@ export async function findRun(db: Queryable, id: string): Promise<Run | undefine
   return rows[0] === undefined ? undefined : toRun(rows[0]);
 }
 
+/** The rotation of the family that is under way. */
 export async function findUnfinished(db: Queryable, family: string): Promise<Run | undefined> {
   const { rows } = await db.query<RunRow>(
-    `select ${runColumns} from fieldkeep.rotations r where r.family = $1 and r.done_at is null`,
+    `select ${runColumns} from fieldkeep.rotations r
+     where r.family = $1 and r.kind = 'rotation' and r.done_at is null`,
     [family],
   );
   return rows[0] === undefined ? undefined : toRun(rows[0]);
@@ -273,7 +299,7 @@ export async function setDone(tx: Client, id: string, pass: number, walBytes: nu
 export async function listDue(pool: Pool): Promise<string[]> {
   const { rows } = await pool.query<{ family: string }>(
     `select f.family from fieldkeep.key_families f where f.next_rotation_at <= now() and not exists
-       (select from fieldkeep.rotations r where r.family = f.family and r.done_at is null)`,
+       (select from fieldkeep.rotations r where r.family = f.family and r.kind = 'rotation' and r.done_at is null)`,
   );
   return rows.map((row) => row.family);
 }

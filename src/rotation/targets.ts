@@ -11,6 +11,15 @@ import { FieldkeepError } from '../errors.ts';
 
 const connections = 8;
 
+/** Values of every type are read as text and written back as that: the text must not depend on who set up the server. */
+const spelling = {
+  datestyle: 'ISO,MDY',
+  timezone: 'UTC',
+  intervalstyle: 'postgres',
+  extra_float_digits: '1',
+  bytea_output: 'hex',
+};
+
 /** Names a target: undefined for Fieldkeep's own database. */
 export type TargetName = string | undefined;
 
@@ -46,7 +55,7 @@ export function openTargets(
       max: connections,
       name: 'worker',
       statementTimeoutMs,
-      settings: { row_security: 'off', lock_timeout: '250ms', 'fieldkeep.reencrypting': 'on' },
+      settings: { row_security: 'off', lock_timeout: '250ms', 'fieldkeep.reencrypting': 'on', ...spelling },
     });
   const own = open(ownUrl);
   const others = new Map([...urls].map(([name, url]) => [name, open(url)]));

@@ -5,7 +5,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { sqlState, type Queryable } from '../db.ts';
-import { writeBatch, type Change, type Key } from './batch.ts';
+import { writeBatch, type Change, type Key, type UpdateColumns } from './batch.ts';
 import type { TableShape } from './catalog.ts';
 import { backoffMs, type BatchSize } from './pace.ts';
 
@@ -21,7 +21,7 @@ export interface Destination {
   /** One connection: a statement that failed has let go of its rows before the next one looks at them. */
   readonly db: Queryable;
   readonly table: TableShape;
-  readonly columns: readonly string[];
+  readonly columns: UpdateColumns;
   /** Locked rows are passed over, or waited for as long as the session's lock_timeout says. */
   readonly skipLocked: boolean;
 }

@@ -18,11 +18,11 @@ describe('the batch statement', () => {
   const target = () => bench.service.targets.find(undefined)!;
   const table = () => bench.service.catalog.tables.get('demo.employees')!;
   const read = (): Promise<Row[]> =>
-    readBatch(target(), table(), { columns, stale: [{ column: 'ssn', versions: [0] }], rowsMax: 100 });
+    readBatch(target(), table(), { columns, stale: [{ column: 'ssn', value: [0] }], rowsMax: 100 });
   const change = (rows: readonly Row[]): Change[] =>
     rows.map((row) => ({ ...row, next: [`new ${row.key[0]}`, 'b1.AA'] }));
   const write = (changes: readonly Change[], skipLocked = true) =>
-    writeBatch(target(), table(), columns, changes, skipLocked);
+    writeBatch(target(), table(), { read: columns, written: columns }, changes, skipLocked);
   const values = async () => {
     const { rows } = await bench.owner.query<{ id: string; ssn: string }>(
       'select id, ssn from demo.employees order by id',
@@ -42,7 +42,7 @@ describe('the batch statement', () => {
   it('reads by key, between bounds', async () => {
     const rows = await readBatch(target(), table(), {
       columns,
-      stale: [{ column: 'ssn', versions: [0] }],
+      stale: [{ column: 'ssn', value: [0] }],
       rowsMax: 3,
       after: ['4'],
       upper: ['9'],

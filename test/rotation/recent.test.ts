@@ -72,7 +72,7 @@ describe('rows that were opened lately', () => {
 
   const read: ReadKeys = (table, column, version, after) => {
     const shape = it_.service.catalog.tables.get(table)!;
-    const stale = [{ column, versions: [version] }];
+    const stale = [{ column, value: [version] }];
     const request = { columns: [], stale, rowsMax: 7, ...(after !== undefined && { after }) };
     return readBatch(it_.service.targets.find(undefined)!, shape, request);
   };

@@ -22,7 +22,7 @@ describe('rotation/write', () => {
   const target = () => bench.service.targets.find(undefined)!;
   const table = () => bench.service.catalog.tables.get('demo.employees')!;
   const to = (more: Partial<Destination> = {}): Destination => ({
-    ...{ db: target(), table: table(), columns, skipLocked: true },
+    ...{ db: target(), table: table(), columns: { read: columns, written: columns }, skipLocked: true },
     ...more,
   });
   const changes = async (): Promise<Change[]> => {
