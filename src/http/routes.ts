@@ -21,6 +21,13 @@ export type OperationName =
   | 'pauseRotation'
   | 'resumeRotation'
   | 'cancelRotation'
+  | 'listAdoptions'
+  | 'getAdoption'
+  | 'startAdoption'
+  | 'verifyAdoption'
+  | 'finishAdoption'
+  | 'undoAdoption'
+  | 'leaveAdoption'
   | 'listApprovals'
   | 'getApproval'
   | 'decideApproval'
@@ -89,6 +96,16 @@ export const routes: readonly Route[] = [
   post('/v1/rotations/:id/pause', 'pauseRotation', 'rotate', s.controlBody, s.rotationAnswer),
   post('/v1/rotations/:id/resume', 'resumeRotation', 'rotate', s.controlBody, s.rotationAnswer),
   post('/v1/rotations/:id/cancel', 'cancelRotation', 'rotate', s.controlBody, s.rotationAnswer),
+  get('/v1/adoptions', 'listAdoptions', 'adoptions', s.pageQuery, s.adoptionsAnswer),
+  get('/v1/adoptions/:column', 'getAdoption', 'adoptions', s.noQuery, s.adoptionAnswer),
+  post('/v1/adoptions/:column/start', 'startAdoption', 'adopt', s.controlBody, s.adoptionAnswer),
+  post('/v1/adoptions/:column/verify', 'verifyAdoption', 'adopt', s.controlBody, s.rotationAnswer),
+  post('/v1/adoptions/:column/finish', 'finishAdoption', 'adopt', s.controlBody, s.rotationAnswer),
+  {
+    ...post('/v1/adoptions/:column/undo', 'undoAdoption', 'decrypt', s.undoBody, s.rotationAnswer),
+    approval: true,
+  },
+  post('/v1/adoptions/:column/leave', 'leaveAdoption', 'decrypt', s.leaveBody, s.rotationAnswer),
   get('/v1/approvals', 'listApprovals', 'approvals', s.pageQuery, s.approvalsAnswer),
   get('/v1/approvals/:id', 'getApproval', 'approvals', s.noQuery, s.approvalAnswer),
   post('/v1/approvals/:id/decisions', 'decideApproval', 'approve', s.decisionBody, s.approvalAnswer),

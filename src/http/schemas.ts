@@ -75,6 +75,16 @@ export const rotateBody: BodySchema = compiled(
 const reason = z.string().min(1).max(500).meta({ description: 'For the people who read the audit log.' });
 export const controlBody: BodySchema = { ...compiled(z.strictObject({ reason: reason.optional() })), optional: true };
 export const waiveBody: BodySchema = compiled(z.strictObject({ reason }));
+const to = z
+  .string()
+  .min(1)
+  .max(63)
+  .meta({ description: 'The column that gets the plaintext; the source where absent.' });
+export const undoBody: BodySchema = compiled(z.strictObject({ reason, to: to.optional() }));
+export const leaveBody: BodySchema = {
+  ...compiled(z.strictObject({ reason: reason.optional(), to: to.optional() })),
+  optional: true,
+};
 export const decisionBody: BodySchema = compiled(z.strictObject({ decision: z.enum(['approve', 'deny']), reason }));
 
 function compiled(one: z.ZodType<object>, batch?: z.ZodType<object>): BodySchema {
@@ -226,6 +236,23 @@ const rotation = z.object({
   activatedAt: time.optional(),
   doneAt: time.optional(),
 });
+const adoption = z.object({
+  table: z.string(),
+  column: z.string(),
+  class: className,
+  from: z.string().optional().meta({ description: 'The column that it is filled from; absent: in place.' }),
+  tenants: z.array(z.string()).optional(),
+  state: z.enum(['waiting', 'filling', 'filled', 'finishing', 'finished', 'undoing', 'undone']),
+  startedAt: time.optional(),
+  verifiedAt: time.optional().meta({ description: 'Every envelope was opened and equal to its source.' }),
+  finishedAt: time.optional(),
+  undoneAt: time.optional(),
+  unfilled: z.int().optional().meta({ description: 'Values that wait for their envelope.' }),
+  plaintext: z.int().optional().meta({ description: 'Values in the source, with an envelope beside them or not.' }),
+  problem: z.string().optional(),
+  run: rotation.optional().meta({ description: 'The newest run about this column alone.' }),
+  remains: z.array(z.string()).optional().meta({ description: 'Where plaintext is left, and until when.' }),
+});
 const principal = z.object({ system: z.boolean(), agent: z.string().optional(), person: z.string().optional() });
 const failure = z.object({
   table: z.string(),
@@ -250,7 +277,13 @@ const approval = z.object({
   status: z.enum(['pending', 'approved', 'denied', 'expired', 'used']),
   action: z.enum(['destroy', 'waive', 'decrypt']),
   about: z.string().meta({ description: 'The path of what it is done to.' }),
-  details: z.object({ failures: failedColumns.optional() }),
+  details: z.object({
+    failures: failedColumns.optional(),
+    decrypts: z
+      .object({ table: z.string(), column: z.string(), to: z.string() })
+      .optional()
+      .meta({ description: 'The column whose values are to be plaintext again, and where.' }),
+  }),
   reason: z.string(),
   requestedBy: requester,
   createdAt: time,
@@ -278,6 +311,8 @@ export const rotationAnswer = rotation;
 export const rotationsAnswer = listOf(rotation);
 export const failuresAnswer = listOf(failure);
 export const waiverAnswer = waiver;
+export const adoptionAnswer = adoption;
+export const adoptionsAnswer = listOf(adoption);
 export const approvalAnswer = approval;
 export const approvalsAnswer = listOf(approval);
 /** The answer to a call that waits until other people agree. */
@@ -338,11 +373,16 @@ export function checkQuery(schema: z.ZodObject, url: string): Readonly<Record<st
   throw refuse(parsed.error, 'query');
 }
 
+/** The longest is a column by name: database:schema.table.column. */
+const paramCharsMax = 256;
+
 /** Path parameters: short text without NUL. Whether they name something is the operation's to say. */
 export function checkParams(params: Readonly<Record<string, string>>): Readonly<Record<string, string>> {
   for (const [key, text] of Object.entries(params)) {
     checkText(text, key);
-    if (text.length > 64) throw new FieldkeepError('request_invalid', `${key}: at most 64 characters.`);
+    if (text.length > paramCharsMax) {
+      throw new FieldkeepError('request_invalid', `${key}: at most ${paramCharsMax} characters.`);
+    }
   }
   return params;
 }

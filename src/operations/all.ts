@@ -1,5 +1,14 @@
 /** Every operation by its name, bound to a service: what stands behind the HTTP edge. */
 import type { Service } from '../service.ts';
+import {
+  finishAdoption,
+  getAdoption,
+  leaveAdoption,
+  listAdoptions,
+  startAdoption,
+  undoAdoption,
+  verifyAdoption,
+} from './adoption.ts';
 import { decideApproval, getApproval, listApprovals } from './approvals.ts';
 import { cancelRotation, pauseRotation, resumeRotation } from './control.ts';
 import { decrypt } from './decrypt.ts';
@@ -32,6 +41,13 @@ const operations = {
   pauseRotation,
   resumeRotation,
   cancelRotation,
+  listAdoptions,
+  getAdoption,
+  startAdoption,
+  verifyAdoption,
+  finishAdoption,
+  undoAdoption,
+  leaveAdoption,
   listApprovals,
   getApproval,
   decideApproval,

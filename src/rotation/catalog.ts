@@ -7,6 +7,7 @@
 import { canonicalJson } from '../crypto/canonical.ts';
 import { isUnavailable, quoteIdentifier, type Queryable } from '../db.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
+import { findMissingTriggers } from './adoption-triggers.ts';
 import { inspectTable, listAdoptions, listKeyTypes, upsertKeyTypes, type Attribute } from './catalog-store.ts';
 import { variableOf, type Targets } from './targets.ts';
 
@@ -39,6 +40,8 @@ export interface Catalog {
   readonly tables: ReadonlyMap<string, TableShape>;
   /** Why a registered table cannot be worked on, by address, in a sentence. */
   readonly problems: ReadonlyMap<string, string>;
+  /** Why a column cannot be filled from its source, by `address\ncolumn`, in a sentence. */
+  readonly unready: ReadonlyMap<string, string>;
   /** Types of the key of a registered table, by address: as it is, or as it was when somebody could look at it. */
   readonly keyTypes: ReadonlyMap<string, readonly string[]>;
 }
@@ -51,14 +54,15 @@ function indexSql({ schema, name, key }: TableShape, column: string): string {
 }
 
 /** What keeps these columns from being worked on, or makes that slow, in sentences. */
-export function listWarnings({ tables, problems }: Catalog, columns: readonly RegisteredColumn[]): string[] {
+export function listWarnings({ tables, problems, unready }: Catalog, columns: readonly RegisteredColumn[]): string[] {
   const broken = [...new Set(columns.map(({ address }) => address))].flatMap((address) => problems.get(address) ?? []);
   const unindexed = columns.flatMap(({ address, column }) => {
     const table = tables.get(address);
     if (table === undefined || table.indexed.has(column)) return [];
     return `${address}.${column} has no version index, so every pass reads the whole table: ${indexSql(table, column)}`;
   });
-  return [...broken, ...unindexed];
+  const untriggered = columns.flatMap(({ address, column }) => unready.get(`${address}\n${column}`) ?? []);
+  return [...broken, ...untriggered, ...unindexed];
 }
 
 const integerTypes = new Set(['smallint', 'integer', 'bigint']);
@@ -139,15 +143,41 @@ function unfilledPredicate(column: string, from: string): string {
   return `((${quote(from)} IS NOT NULL) AND (${quote(column)} IS NULL))`;
 }
 
+/** What keeps a column from being filled: without its triggers a change of the source would leave an old envelope behind. */
+async function findUnready(db: Queryable, column: RegisteredColumn): Promise<string | undefined> {
+  const { address, schema, name, column: filled, from, index } = column;
+  if (from === undefined) return undefined;
+  const indexColumns = index.map((each) => each.column);
+  const missing = await findMissingTriggers(db, { schema, name, column: filled, source: from, indexColumns });
+  if (missing.length === 0) return undefined;
+  return `${address}.${filled} is not filled from ${from}: ${missing.join(', ')}. The table's owner runs what this prints: npm run adopt -- sql ${address}.${filled}`;
+}
+
+/** Columns that lack what they need to be filled are not adopted; why is noted. */
+async function holdBack(db: Queryable, table: TableShape, unready: Map<string, string>): Promise<TableShape> {
+  const columns: RegisteredColumn[] = [];
+  for (const column of table.columns) {
+    const problem = await findUnready(db, column);
+    if (problem !== undefined) unready.set(`${column.address}\n${column.column}`, problem);
+    columns.push(problem === undefined ? column : { ...column, adopt: false });
+  }
+  return { ...table, columns };
+}
+
 /** Of a table in a target: its shape, or a sentence also when the target cannot be asked. Own tables: errors are thrown. */
-async function lookAt(targets: Targets, columns: readonly RegisteredColumn[]): Promise<TableShape | string> {
+async function lookAt(
+  targets: Targets,
+  columns: readonly RegisteredColumn[],
+  unready: Map<string, string>,
+): Promise<TableShape | string> {
   const { address, database } = columns[0]!;
   const db = targets.find(database);
   if (db === undefined) {
     return `Target ${database} of table ${address} is not connected to this process: set ${variableOf(database!)}.`;
   }
   try {
-    return await describeTable(db, columns);
+    const found = await describeTable(db, columns);
+    return typeof found === 'string' ? found : await holdBack(db, found, unready);
   } catch (error) {
     if (database === undefined || !isUnavailable(error)) throw error;
     return `Target ${database} of table ${address} cannot be reached.`;
@@ -186,10 +216,12 @@ export async function loadCatalog(targets: Targets, registered: readonly Registe
   const columns = await listInEffect(own, registered);
   const tables = new Map<string, TableShape>();
   const problems = new Map<string, string>();
+  const unready = new Map<string, string>();
   for (const address of new Set(columns.map((column) => column.address))) {
     const found = await lookAt(
       targets,
       columns.filter((column) => column.address === address),
+      unready,
     );
     if (typeof found === 'string') problems.set(address, found);
     else tables.set(address, found);
@@ -197,5 +229,9 @@ export async function loadCatalog(targets: Targets, registered: readonly Registe
   const inTargets = [
     ...new Set(registered.flatMap(({ database, address }) => (database === undefined ? [] : [address]))),
   ];
-  return { columns, tables, problems, keyTypes: await rememberKeyTypes(own, tables, inTargets) };
+  const inEffect = columns.map((column) =>
+    unready.has(`${column.address}\n${column.column}`) ? { ...column, adopt: false } : column,
+  );
+  const keyTypes = await rememberKeyTypes(own, tables, inTargets);
+  return { columns: inEffect, tables, problems, unready, keyTypes };
 }

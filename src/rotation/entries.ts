@@ -1,7 +1,7 @@
 /** What the engine writes into the audit log by itself: phases of a run, and for every batch an intent and a result. */
 import { randomUUID } from 'node:crypto';
-import { formatEntry } from '../audit/entry.ts';
-import { StaleEpoch, type AuditLog, type Receipt } from '../audit/log.ts';
+import { formatEntry, itemsRoot } from '../audit/entry.ts';
+import { StaleEpoch, type AuditLog, type AuditRecord, type Receipt } from '../audit/log.ts';
 import type { Client } from '../db.ts';
 import type { Keyring } from '../keys/keyring.ts';
 import type { Run } from './store.ts';
@@ -49,21 +49,27 @@ export function phaseLine(run: Named, phase: string, count?: number): { line: st
   });
 }
 
-/** A batch is about to be written, or what came of it. No value leaves the worker, so its rows are told by their count. */
+/**
+ * A batch is about to be written, or what came of it. Where no value leaves the worker, its rows are told by their count;
+ * `items` are the lines of the values that are about to be plaintext again.
+ */
 export function batchLine(
   run: Named,
   table: string,
   step: 'intent' | 'ok' | 'failed',
   count: number,
-): { line: string } {
+  items?: readonly string[],
+): AuditRecord {
   const outcome = step === 'failed' ? 'failed' : 'ok';
-  return line(run, actions[run.kind][1], step === 'intent' ? 'intent' : 'result', { table, outcome, count });
+  const told = { table, outcome, count, ...(items !== undefined && { view: 'full', itemsRoot: itemsRoot(items) }) };
+  const record = line(run, actions[run.kind][1], step === 'intent' ? 'intent' : 'result', told);
+  return items === undefined ? record : { ...record, items: items.join('\n') };
 }
 
 /** The worker may always write; an epoch that moved only means that its entry is sent again under the new one. */
 export async function appendAlways(
   shop: { readonly audit: AuditLog; readonly keyring: Keyring },
-  records: readonly { line: string }[],
+  records: readonly AuditRecord[],
   writes?: (tx: Client) => Promise<void>,
 ): Promise<Receipt> {
   for (;;) {

@@ -247,7 +247,11 @@ export async function verify(shop: Workshop, run: Run): Promise<void> {
   }
   const stale = sum(await countLeft(shop, run));
   const told = phaseLine(run, 'verifying', stale);
-  if (run.kind === 'verification') return await conclude(shop, run, [told]); // every row was looked at: that is all
+  if (run.kind === 'verification') {
+    const problem = findProblem(shop, run);
+    if (problem !== undefined) return await block(shop, run, problem, [told]);
+    return await conclude(shop, run, [told]); // every row was looked at: that is all
+  }
   if (stale > run.failed - run.waived + (await countWaived(shop, run))) return await planPass(shop, run, [told]);
   if (run.failed > run.waived) return await block(shop, run, describeFailures(run), [told]);
   const obstacle = await findObstacle(shop, run);

@@ -11,7 +11,7 @@
  * the batch is made again: no worker stores envelopes of a version that has been followed.
  */
 import { randomUUID } from 'node:crypto';
-import { isFresh, type Receipt } from '../audit/log.ts';
+import { isFresh, type AuditRecord, type Receipt } from '../audit/log.ts';
 import { withClient } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { loadCatalog, type Catalog } from './catalog.ts';
@@ -98,7 +98,7 @@ interface Reached {
 /** What is still to be written down of a range: the result of its last batch, and how far it is with that. */
 class Log {
   readonly #job: Job;
-  #result: { line: string } | undefined;
+  #result: AuditRecord | undefined;
   #point: Point | undefined;
   /** The range as far as it is written down. */
   range: Range;
@@ -108,13 +108,13 @@ class Log {
     this.range = job.range;
   }
 
-  note(result: { line: string }, point?: Point): void {
+  note(result: AuditRecord, point?: Point): void {
     this.#result = result;
     this.#point = point;
   }
 
   /** Writes it down, together with the intent of the next batch. */
-  async flush(intent?: { line: string }): Promise<Receipt | undefined> {
+  async flush(intent?: AuditRecord): Promise<Receipt | undefined> {
     const { shop, range, lease, throttle } = this.#job;
     const records = [this.#result, intent].filter((each) => each !== undefined);
     const point = this.#point;
@@ -137,7 +137,7 @@ class Log {
 
 async function workThrough(job: Job): Promise<Reached> {
   const { shop, run, range, throttle } = job;
-  const record = (step: 'intent' | 'ok' | 'failed', count: number) => batchLine(run, range.table, step, count);
+  const record = (step: 'ok' | 'failed', count: number) => batchLine(run, range.table, step, count);
   const log = new Log(job);
   const batches = prepareBatches(job);
   const upcoming: ReturnType<typeof batches.next>[] = [];
@@ -157,7 +157,8 @@ async function workThrough(job: Job): Promise<Reached> {
         return { why: ended ? 'finished' : 'stopped', range: log.range };
       }
       const prepared = round.value;
-      const intended = await log.flush(record('intent', prepared.changes.length));
+      const intent = batchLine(run, range.table, 'intent', prepared.changes.length, prepared.revealed);
+      const intended = await log.flush(intent);
       if (!job.renewer.isCurrent(shop.keyring.state) || intended === undefined || !isFresh(intended)) {
         log.note(record('failed', 0));
         await log.flush();

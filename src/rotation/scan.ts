@@ -19,6 +19,7 @@ import type { Failure } from './failure-store.ts';
 import type { BatchSize } from './pace.ts';
 import type { Range } from './range-store.ts';
 import type { Layout, Opened, Renewer } from './renew.ts';
+import { listRevealed } from './revealed.ts';
 import type { Run } from './store.ts';
 import type { Targets } from './targets.ts';
 import type { Throttle } from './throttle.ts';
@@ -77,6 +78,8 @@ export interface Prepared {
   readonly cursor: readonly string[];
   readonly changes: readonly Change[];
   readonly failures: readonly Failure[];
+  /** Audit items of the values that it makes plaintext again. */
+  readonly revealed?: readonly string[];
   /** Rows that need no change, by column. */
   readonly compared: ReadonlyMap<string, number>;
   nameOf(key: Key): string;
@@ -148,7 +151,9 @@ async function renewRows(
   }
   const nameOf = formatRow;
   const columnsOf = (key: Key) => columns.get(formatRow(key)) ?? [];
-  return { step, cursor, changes, failures, compared, nameOf, columnsOf };
+  const prepared = { step, cursor, changes, failures, compared, nameOf, columnsOf };
+  if (job.run.kind !== 'undo') return prepared;
+  return { ...prepared, revealed: await listRevealed(job.shop.keyring, job.table.address, job.layout.slots, changes) };
 }
 
 async function* scanSteps(job: Job): AsyncGenerator<Prepared> {

@@ -1,0 +1,146 @@
+/** The life cycle of a column that is filled from another one, over HTTP: who may, what is refused, and what it says. */
+import assert from 'node:assert/strict';
+import { formatTriggers } from '../../src/rotation/adoption-triggers.ts';
+import { changePolicy } from '../rotation/support.ts';
+import { openTestService, type Reply, type TestService } from '../support/service.ts';
+
+const name = 'demo.employees.salary_enc';
+const path = `/v1/adoptions/${name}`;
+const policy = changePolicy({
+  columns: [
+    {
+      ...{ table: 'demo.employees', key: ['id'], tenant: { column: 'tenant' } },
+      ...{ column: 'salary_enc', class: 'salary', from: 'pay', adopt: true },
+    },
+    { table: 'demo.employees', key: ['id'], tenant: { column: 'tenant' }, column: 'bank', class: 'bank' },
+  ],
+});
+const triggers = (source: string) =>
+  formatTriggers({ schema: 'demo', name: 'employees', column: 'salary_enc', source, indexColumns: [] }).join('\n');
+
+describe('operations/adoption', () => {
+  let it_: TestService;
+  before(async () => {
+    it_ = await openTestService({ policy });
+    await it_.owner.query(`
+      alter table demo.employees add pay numeric(10,2) not null default 0, add salary_enc text, add plain text;
+      insert into demo.employees (tenant, name, pay) select 'acme', 'n', n * 1.5 from generate_series(1, 60) n;
+      grant select (pay, salary_enc, plain), update (pay, salary_enc, plain) on demo.employees to ${new URL((await it_.owner.query<{ r: string }>(`select 'postgres://' || grantee || '@x' as r from information_schema.column_privileges where table_name = 'employees' and column_name = 'bank' and privilege_type = 'UPDATE' and grantee <> current_user limit 1`)).rows[0]!.r).username}`);
+  });
+  after(() => it_.close());
+
+  const post = (verb: string, body?: object, headers: Record<string, string> = {}, as = 'operator') =>
+    it_.call(as, 'POST', `${path}/${verb}`, body, { headers });
+  const view = async () => (await it_.call('operator', 'GET', path)).body;
+  async function settle(reply: Reply): Promise<Record<string, unknown>> {
+    assert.equal(reply.status, 202, reply.text);
+    for (;;) {
+      const { body } = await it_.call('operator', 'GET', `/v1/rotations/${String(reply.body['id'])}`);
+      if (body['phase'] === 'done' || body['phase'] === 'blocked') return body;
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+  }
+  async function until(state: string) {
+    for (let tries = 0; ; tries += 1) {
+      const now = await view();
+      if (now['state'] === state) return now;
+      if (tries > 200) assert.fail(`it is still ${JSON.stringify(now)}`);
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+  }
+
+  it('is refused to agents, and to whoever may not rotate the class', async () => {
+    for (const agent of ['payroll-agent', 'security-auditor']) {
+      assert.equal((await post('start', {}, {}, agent)).status, 403);
+      assert.equal((await post('undo', { reason: 'x' }, {}, agent)).status, 403);
+    }
+    const unknown = '/v1/adoptions/demo.employees.none';
+    assert.equal((await it_.call('payroll-agent', 'POST', `${unknown}/start`, {})).status, 403);
+    assert.equal((await it_.call('operator', 'POST', `${unknown}/start`, {})).body['code'], 'column_unknown');
+    assert.equal((await it_.call('operator', 'GET', unknown)).body['code'], 'column_unknown');
+  });
+
+  it('does not start without the triggers, nor where the policy does not say so', async () => {
+    const reply = await post('start');
+    assert.equal(reply.status, 409);
+    assert.match(String(reply.body['detail']), /lack the triggers .*npm run adopt -- sql demo\.employees\.salary_enc/);
+    const other = await it_.call('operator', 'POST', '/v1/adoptions/demo.employees.bank/start', {});
+    assert.match(String(other.body['detail']), /does not say "adopt": true/);
+    assert.equal((await view())['state'], 'waiting');
+  });
+
+  it('fills, and does not finish while the source must hold something', async () => {
+    await it_.owner.query(triggers('pay'));
+    await it_.owner.query('create index on demo.employees (id) where pay is not null and salary_enc is null');
+    assert.equal((await post('start', { reason: 'quarter' })).status, 200);
+    const filled = await until('filled');
+    assert.deepEqual([filled['unfilled'], filled['plaintext']], [0, 60]);
+    const reply = await post('finish');
+    assert.match(String(reply.body['detail']), /Column pay of table demo\.employees is NOT NULL/);
+    await it_.owner.query('alter table demo.employees alter pay drop not null, alter pay drop default');
+  });
+
+  it('does not finish while a plaintext has no envelope', async () => {
+    await it_.owner.query('alter table demo.employees disable trigger user');
+    await it_.owner.query('update demo.employees set salary_enc = null where id = 1');
+    const reply = await post('finish');
+    assert.equal(reply.status, 409);
+    assert.match(String(reply.body['detail']), /1 values of demo\.employees\.pay have no envelope yet/);
+    await it_.owner.query('alter table demo.employees enable trigger user');
+    await until('filled');
+  });
+
+  it('compares, finishes, and says what remains', async () => {
+    const verified = await settle(await post('verify'));
+    assert.deepEqual(verified['columns'], [
+      { table: 'demo.employees', column: 'salary_enc', total: 60, done: 60, left: 0, failed: 0 },
+    ]);
+    assert.ok((await view())['verifiedAt'] !== undefined);
+    assert.equal((await settle(await post('finish')))['phase'], 'done');
+    const finished = await until('finished');
+    assert.equal(finished['plaintext'], 0);
+    assert.match((finished['remains'] as string[]).join(' '), /vacuum.*log.*Backups hold it until \d{4}-\d\d-\d\d/s);
+    const { rows } = await it_.owner.query<{ n: string }>(
+      'select count(*) as n from demo.employees where pay is not null',
+    );
+    assert.equal(rows[0]!.n, '0');
+  });
+
+  it('comes back as plaintext only when two other people agree, and leaves a trace', async () => {
+    const body = { reason: 'we leave' };
+    const asked = await post('undo', body);
+    assert.equal(asked.status, 202);
+    const approval = String(asked.body['approvalId']);
+    const shown = (await it_.call('security-lead', 'GET', `/v1/approvals/${approval}`)).body;
+    assert.deepEqual(shown['details'], { decrypts: { table: 'demo.employees', column: 'salary_enc', to: 'pay' } });
+    const headers = { 'approval-id': approval };
+    assert.equal((await post('undo', body, headers)).body['status'], 'pending');
+    for (const person of ['security-auditor', 'security-lead']) {
+      await it_.call(person, 'POST', `/v1/approvals/${approval}/decisions`, { decision: 'approve', reason: 'seen' });
+    }
+    assert.equal((await post('undo', { reason: 'something else' }, headers)).status, 422);
+    const leave = await post('leave');
+    assert.match(String(leave.body['detail']), /60 envelopes .* have no plaintext in pay yet/);
+    const run = await settle(await post('undo', body, headers));
+    assert.equal(run['phase'], 'done');
+    assert.equal((await post('undo', body, headers)).body['code'], 'approval_used');
+    const { rows } = await it_.owner.query<{ id: string; pay: string }>(
+      'select id, pay from demo.employees order by id',
+    );
+    assert.ok(rows.every(({ id, pay }) => Number(pay) === Number(id) * 1.5));
+    const entries = await it_.call('security-auditor', 'GET', '/v1/audit/entries?action=decrypt&limit=50');
+    const batches = entries.body.items!.map((item) => item['entry'] as Record<string, unknown>);
+    assert.ok(batches.some((entry) => entry['view'] === 'full' && Number(entry['count']) > 0 && 'itemsRoot' in entry));
+    assert.equal((await settle(await post('leave')))['phase'], 'done');
+    assert.equal((await view())['state'], 'undone');
+  });
+
+  it('decrypts into another column, with triggers there as well', async () => {
+    await post('start');
+    await until('filled');
+    const reply = await post('undo', { reason: 'x', to: 'plain' });
+    assert.match(String(reply.body['detail']), /npm run adopt -- sql demo\.employees\.salary_enc --to plain/);
+    const none = await post('undo', { reason: 'x', to: 'nothing' });
+    assert.match(String(none.body['detail']), /has no column nothing/);
+  });
+});
