@@ -15,6 +15,7 @@ import { createLogin } from '../src/keys/vault-login.ts';
 import { openClient } from '../src/keys/vault-open.ts';
 import { planVault, type Step } from '../src/keys/vault-plan.ts';
 import { readPolicy } from '../src/policy-watch.ts';
+import { listVaultNeeds } from '../src/rotation/sources.ts';
 import { run } from './support.ts';
 
 const usage =
@@ -127,9 +128,11 @@ await run(async () => {
   const host = values['kubernetes-host'];
   const ca = values['kubernetes-ca'];
   const cluster = { ...(host !== undefined && { host }), ...(ca !== undefined && { ca: readAuthority(ca) }) };
+  const { classes, columns } = readPolicy(config.policyFile);
   const steps = planVault({
     mount: config.transitMount,
-    classes: [...readPolicy(config.policyFile).classes.keys()],
+    classes: [...classes.keys()],
+    needs: listVaultNeeds(columns, config.sources),
     kubernetes: { namespace: values['kubernetes-namespace'], ...cluster },
   });
   if (values['dry-run']) {

@@ -7,6 +7,7 @@ import { z } from 'zod';
 import { StartupError } from './errors.ts';
 import type { VaultAuth } from './keys/vault-login.ts';
 import type { VaultSettings } from './keys/vault-open.ts';
+import type { SourceSecret } from './rotation/sources.ts';
 
 const port = z.coerce.number().int().min(0).max(65535);
 const postgresUrl = z.string().regex(/^postgres(ql)?:\/\//, 'must be a postgresql:// URL');
@@ -72,6 +73,30 @@ function readTargets(set: Readonly<Record<string, string | undefined>>): {
   };
 }
 
+const sourcePattern = /^SOURCE_([A-Z][A-Z0-9_]{0,31})_(SECRET|VAULT)$/;
+const placePattern = /^([\w-]+(?:\/[\w.-]+)+)#([\w.-]+)$/;
+
+/** Passphrases that others have sealed with, of SOURCE_<KEY>_SECRET or _VAULT, by the key that the policy calls them by. */
+function readSources(set: Readonly<Record<string, string | undefined>>): {
+  readonly sources: ReadonlyMap<string, SourceSecret>;
+  readonly problems: readonly string[];
+} {
+  const sources = new Map<string, SourceSecret>();
+  const problems: string[] = [];
+  for (const [variable, text = ''] of Object.entries(set)) {
+    const [, name, kind] = sourcePattern.exec(variable) ?? [];
+    if (name === undefined) continue;
+    const key = name.toLowerCase();
+    if (sources.has(key)) problems.push(`SOURCE_${name}_SECRET and SOURCE_${name}_VAULT exclude each other`);
+    const place = placePattern.exec(text);
+    if (kind === 'SECRET') sources.set(key, { passphrase: text });
+    else if (place !== null) sources.set(key, { path: place[1]!, field: place[2]! });
+    else problems.push(`${variable}: must be a path and a field, such as secret/data/hr#passphrase`);
+    if (kind === 'VAULT' && set.VAULT_ADDR === undefined) problems.push(`${variable} needs VAULT_ADDR`);
+  }
+  return { sources, problems };
+}
+
 export interface Config {
   readonly port: number;
   readonly host: string;
@@ -93,6 +118,8 @@ export interface Config {
   readonly databaseOwnerUrl?: string;
   /** Customers' databases of their own, by the name that the policy has for them. */
   readonly targets: ReadonlyMap<string, string>;
+  /** Where passphrases are that others have sealed with, by the key that the policy has for them. */
+  readonly sources: ReadonlyMap<string, SourceSecret>;
   readonly tls?: { readonly certFile: string; readonly keyFile: string };
   readonly logLevel: string;
   readonly production: boolean;
@@ -191,7 +218,8 @@ export function readConfig(variables: NodeJS.ProcessEnv): Config {
   const problems = parsed.success
     ? listRefusals(parsed.data)
     : parsed.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`);
-  problems.push(...targetProblems);
+  const { sources, problems: sourceProblems } = readSources(set);
+  problems.push(...targetProblems, ...sourceProblems);
   if (!parsed.success || problems.length > 0) {
     throw new StartupError(`The environment is not usable: ${problems.join('; ')}.`);
   }
@@ -205,6 +233,7 @@ export function readConfig(variables: NodeJS.ProcessEnv): Config {
     role: env.ROLE,
     transitMount: env.VAULT_TRANSIT_MOUNT,
     targets,
+    sources,
     home: resolve(env.FIELDKEEP_HOME),
     policyFile: resolve(env.FIELDKEEP_POLICY),
     logLevel: env.LOG_LEVEL,

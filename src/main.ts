@@ -35,6 +35,7 @@ import { bindOperations } from './operations/all.ts';
 import { refuse } from './operations/perform.ts';
 import { readPolicy, watchPolicy } from './policy-watch.ts';
 import { readFigures, rotationFigures } from './rotation/figures.ts';
+import { openSources } from './rotation/sources.ts';
 import { adoptPolicy, examine, openService, type Service } from './service.ts';
 
 const requestDeadlineMs = 10_000;
@@ -249,7 +250,11 @@ async function start(undo: Undo[]): Promise<void> {
   const { role, families } = config;
   const keeper = await openRootKeys(config, home, log);
   const { rootKeys } = keeper;
-  const parts = { databaseUrl: database.url, targets: config.targets, rootKeys, policy, log, role };
+  const { vault, session } = keeper;
+  const secrets = config.sources;
+  const atVault = vault !== undefined && session !== undefined && { vault: { vault, session } };
+  const sources = openSources({ secrets, ...atVault });
+  const parts = { databaseUrl: database.url, targets: config.targets, sources, rootKeys, policy, log, role };
   const service = await openService({ ...parts, ...(families !== undefined && { families }) });
   undo.push(() => service.close());
   undo.push(watchRights(config, keeper, service));

@@ -8,7 +8,7 @@ import { AuditLog } from './audit/log.ts';
 import { startSequencer, type Sequencer } from './audit/sequencer.ts';
 import { waitOutIntake } from './audit/store.ts';
 import { openPool, transaction, type Pool } from './db.ts';
-import { describeError, FieldkeepError } from './errors.ts';
+import { describeError } from './errors.ts';
 import { ensureFamilies } from './keys/families.ts';
 import { insertInstance, startHeartbeat } from './keys/instances.ts';
 import { watchKeeper, type KeeperWatch } from './keys/keeper-watch.ts';
@@ -19,7 +19,7 @@ import { findClosed } from './keys/version.ts';
 import { watchKeyState } from './keys/watch.ts';
 import type { Policy } from './policy/policy.ts';
 import { loadCatalog, type Catalog } from './rotation/catalog.ts';
-import type { Sources } from './rotation/scan.ts';
+import { openSources, type Sources } from './rotation/sources.ts';
 import { openTargets, type Targets } from './rotation/targets.ts';
 
 export interface Service {
@@ -30,6 +30,8 @@ export interface Service {
   readonly pool: Pool;
   /** The databases of the customer's tables. */
   readonly targets: Targets;
+  /** Opens what others have sealed, so that it can be adopted. */
+  readonly sources: Sources;
   readonly rootKeys: RootKeys;
   /** How the keeper of root keys is. */
   readonly keeper: KeeperWatch;
@@ -40,8 +42,6 @@ export interface Service {
   policy: Policy;
   /** What the registered tables look like in the database. */
   catalog: Catalog;
-  /** Opens what others sealed, while it is adopted. */
-  readonly sources: Sources;
   /** Has the workers look at once instead of at their next tick; does nothing in a process without workers. */
   wake: () => void;
   /** Set while the process drains: not ready for new work. */
@@ -63,6 +63,7 @@ export interface ServiceOptions {
   readonly log: Logger;
   /** The customer's databases of their own, by the name that the policy has for them. */
   readonly targets?: ReadonlyMap<string, string>;
+  /** What others have sealed with; absent, nothing of that kind opens. */
   readonly sources?: Sources;
   /** `api` makes no keys and asks a worker for them; the others may. */
   readonly role?: 'api' | 'worker' | 'all';
@@ -71,12 +72,6 @@ export interface ServiceOptions {
   /** The clock of the key cache, milliseconds that only go forward; tests put their own here. */
   readonly now?: () => number;
 }
-
-const noSources: Sources = {
-  get: () => {
-    throw new FieldkeepError('conflict', 'This process has nothing to open with what others sealed.');
-  },
-};
 
 /**
  * Opens every part; afterwards this instance is alive, and the families of the policy exist unless the keeper of root keys
@@ -123,6 +118,7 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     log,
     pool,
     targets,
+    sources: options.sources ?? openSources(),
     rootKeys,
     keeper,
     keyring,
@@ -130,7 +126,6 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     sequencer,
     policy,
     catalog: await loadCatalog(targets, policy.columns),
-    sources: options.sources ?? noSources,
     wake: () => undefined,
     draining: false,
     async close() {

@@ -35,6 +35,18 @@ describe('the environment', () => {
     assert.equal(readConfig(production).production, true);
   });
 
+  it('takes passphrases of others, and the places in Vault where they are', () => {
+    const env = { ...vault, SOURCE_HR_SECRET: 'pass#phrase', SOURCE_OLD_CRM_VAULT: 'secret/data/crm#passphrase' };
+    const { sources } = readConfig({ ...env, SOURCE_EMPTY_SECRET: '' });
+    assert.deepEqual(
+      [...sources],
+      [
+        ['hr', { passphrase: 'pass#phrase' }],
+        ['old_crm', { path: 'secret/data/crm', field: 'passphrase' }],
+      ],
+    );
+  });
+
   const refusals: [Record<string, string>, RegExp][] = [
     [{ ...production, VAULT_SKIP_VERIFY: '1' }, /VAULT_SKIP_VERIFY is refused in production/],
     [{ ...production, VAULT_SKIP_VERIFY: 'false' }, /VAULT_SKIP_VERIFY is refused in production/],
@@ -49,6 +61,13 @@ describe('the environment', () => {
     [{ VAULT_ADDR: 'https://vault', VAULT_AUTH: 'ldap' }, /VAULT_AUTH/],
     [{ ROLE: 'worker' }, /ROLE=worker needs VAULT_ADDR.*ROLE=worker needs DATABASE_URL/],
     [{ ...vault, FIELDKEEP_FAMILIES: 'bank' }, /FIELDKEEP_FAMILIES needs ROLE=api/],
+    [{ SOURCE_HR_VAULT: 'secret/data/hr#p' }, /SOURCE_HR_VAULT needs VAULT_ADDR/],
+    [{ ...vault, SOURCE_HR_VAULT: 'CANARY' }, /SOURCE_HR_VAULT: must be a path and a field/],
+    [
+      { ...vault, SOURCE_HR_VAULT: 'a/CANARY#b', SOURCE_HR_SECRET: 'x' },
+      /SOURCE_HR_SECRET and SOURCE_HR_VAULT exclude/,
+    ],
+    [{ SOURCE_HR_VAULT: 'CANARY', ROLE: 'worker' }, /ROLE=worker needs.*SOURCE_HR_VAULT: must.*SOURCE_HR_VAULT needs/],
     [{ ...vault, VAULT_TRANSIT_MOUNT: '/transit/' }, /VAULT_TRANSIT_MOUNT: must be a mount path/],
   ];
   for (const [env, pattern] of refusals) {

@@ -41,6 +41,7 @@ const owners: Readonly<Record<string, readonly string[]>> = {
   jose: ['src/http/authenticate.ts', 'src/embedded/issuer.ts'],
   'node-pg-migrate': ['src/db.ts'],
   'node-vault': ['src/keys/vault.ts'],
+  openpgp: ['src/crypto/pgp.ts'],
   pg: ['src/db.ts'],
   'pg-boss': ['src/jobs/'],
   pino: ['src/main.ts'],

@@ -10,8 +10,8 @@
  * that are asked for at the same time go as one request.
  */
 import { RootKeyError, type RootKeys } from './root-keys.ts';
-import { VaultError, type Vault, type VaultAnswer } from './vault.ts';
-import type { VaultSession } from './vault-session.ts';
+import { VaultError, type VaultAnswer } from './vault.ts';
+import { callWithSession, type VaultCaller } from './vault-session.ts';
 import { auditFamily } from './version.ts';
 
 export const signingKeyName = 'fk-audit-checkpoint';
@@ -37,9 +37,7 @@ const healthFaults: Readonly<Record<number, string | undefined>> = {
   503: 'Vault is sealed.',
 };
 
-export interface TransitOptions {
-  readonly vault: Vault;
-  readonly session: VaultSession;
+export interface TransitOptions extends VaultCaller {
   /** Where transit is mounted, without slashes at its ends. */
   readonly mount: string;
 }
@@ -87,17 +85,8 @@ export function openTransit({ vault, session, mount }: TransitOptions): RootKeys
   const waiting = new Map<string, Unwrap[]>();
   let unwrapRequests = 0;
 
-  /** With the session's token; once more with a new one when the refusal was about the token. */
-  async function call(method: 'GET' | 'POST', path: string, body?: object): Promise<VaultAnswer> {
-    const token = await session.getToken();
-    try {
-      return await vault.call(method, `${mount}/${path}`, token, body);
-    } catch (error) {
-      if (!(error instanceof VaultError && error.status === 403)) throw error;
-      if (!(await session.recover(token))) throw error;
-    }
-    return await vault.call(method, `${mount}/${path}`, await session.getToken(), body);
-  }
+  const call = (method: 'GET' | 'POST', path: string, body?: object): Promise<VaultAnswer> =>
+    callWithSession({ vault, session }, method, `${mount}/${path}`, body);
 
   async function readKey(name: string): Promise<VaultAnswer | undefined> {
     try {

@@ -3,7 +3,7 @@
  * family, and roles to log in with. Pure: what to send, and whether what stands there is that.
  *
  *     fieldkeep-api-<family>      faces agents: unwraps data keys of the family, nothing else
- *     fieldkeep-worker-<family>   faces nobody: makes data keys, rotates, unwraps
+ *     fieldkeep-worker-<family>   faces nobody: makes data keys, rotates, unwraps; opens what others sealed while it is adopted
  *     fieldkeep-audit             signs checkpoints
  *     fieldkeep-operator          raises minimal versions and trims, so that destroyed versions are gone
  *
@@ -19,6 +19,8 @@ export interface PlanOptions {
   readonly mount: string;
   /** The classes of the policy. */
   readonly classes: readonly string[];
+  /** What workers of a class need beside its root key: keys and secrets of others that values to be adopted are sealed with. */
+  readonly needs?: readonly VaultNeed[];
   readonly kubernetes: {
     /** Where the service accounts fieldkeep-api, fieldkeep-worker and fieldkeep-audit live. */
     readonly namespace: string;
@@ -27,6 +29,12 @@ export interface PlanOptions {
     /** PEM of the API server's authority. Without it Vault runs in that cluster itself and finds its own. */
     readonly ca?: string;
   };
+}
+
+export interface VaultNeed {
+  readonly family: string;
+  readonly path: string;
+  readonly capability: 'update' | 'read';
 }
 
 export interface Step {
@@ -55,7 +63,7 @@ function allow(path: string, capabilities: readonly string[], parameters?: reado
 const minimums = ['min_decryption_version', 'min_encryption_version'];
 
 /** Name and text of every ACL policy. */
-function listPolicies(mount: string, families: readonly string[]): Map<string, string> {
+function listPolicies(mount: string, families: readonly string[], needs: readonly VaultNeed[]): Map<string, string> {
   const policies = new Map<string, string>();
   const operator: string[] = [];
   for (const family of families) {
@@ -67,6 +75,7 @@ function listPolicies(mount: string, families: readonly string[]): Map<string, s
       allow(`${mount}/datakey/wrapped/${key}`, ['update']),
       allow(`${mount}/keys/${key}`, ['read']),
       allow(`${mount}/keys/${key}/rotate`, ['update']),
+      ...needs.filter((need) => need.family === family).map(({ path, capability }) => allow(path, [capability])),
     ];
     policies.set(`fieldkeep-worker-${family}`, `${worker.join('\n')}\n`);
     operator.push(
@@ -132,7 +141,7 @@ function authStep(type: 'approle' | 'kubernetes'): Step {
 }
 
 /** The steps in the order in which they must be made. */
-export function planVault({ mount, classes, kubernetes }: PlanOptions): Step[] {
+export function planVault({ mount, classes, kubernetes, needs = [] }: PlanOptions): Step[] {
   const families = [...classes, auditFamily];
   const steps: Step[] = [
     {
@@ -145,7 +154,7 @@ export function planVault({ mount, classes, kubernetes }: PlanOptions): Step[] {
     ...families.map((family) => keyStep(mount, transitKeyName(family), rootKeySettings)),
     keyStep(mount, signingKeyName, signingKeySettings),
   ];
-  for (const [name, policy] of listPolicies(mount, families)) {
+  for (const [name, policy] of listPolicies(mount, families, needs)) {
     const path = `sys/policies/acl/${name}`;
     const differences = ({ data = {} }: VaultAnswer) => (data.policy === policy ? [] : ['its rules are others']);
     steps.push({

@@ -9,7 +9,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { RootKeyError } from './root-keys.ts';
-import { VaultError, type Vault } from './vault.ts';
+import { VaultError, type Vault, type VaultAnswer } from './vault.ts';
 import { LoginRefused, type Login, type SecurityEvent } from './vault-login.ts';
 
 const renewAt = 2 / 3;
@@ -21,6 +21,29 @@ const retryMaxMs = 30_000;
 const loginPauseMs = 500;
 /** setTimeout overflows at 2³¹ ms, less than the 768 hours a token may live. */
 const timerMaxMs = 24 * 3600 * 1000;
+
+/** Whoever calls Vault with the token of a session. */
+export interface VaultCaller {
+  readonly vault: Vault;
+  readonly session: VaultSession;
+}
+
+/** A call with the session's token; once more with a new one when the refusal was about the token. Errors: as the call's. */
+export async function callWithSession(
+  { vault, session }: VaultCaller,
+  method: 'GET' | 'POST',
+  path: string,
+  body?: object,
+): Promise<VaultAnswer> {
+  const token = await session.getToken();
+  try {
+    return await vault.call(method, path, token, body);
+  } catch (error) {
+    if (!(error instanceof VaultError && error.status === 403)) throw error;
+    if (!(await session.recover(token))) throw error;
+  }
+  return await vault.call(method, path, await session.getToken(), body);
+}
 
 export interface SessionState {
   /** Whether Vault took our credential when we last asked. */

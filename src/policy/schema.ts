@@ -211,12 +211,19 @@ const index = z.strictObject({
 const sourceKey = z
   .string()
   .regex(/^[a-z][a-z0-9_]{0,31}$/, 'must be at most 32 lower-case letters, digits and _, a letter first');
+const transitName = z
+  .string()
+  .regex(/^\w(?:[\w.-]{0,126}\w)?$/, 'must be the name of a key: letters, digits and _ . -, 128 at most');
+const transitMount = z
+  .string()
+  .max(128)
+  .regex(/^[\w-]+(\/[\w-]+)*$/, 'must be a mount path without slashes at its ends');
 const sealed = z
   .union([
     z.strictObject({
       by: z.literal('transit'),
-      key: z.string().min(1).max(128).describe('The name of the transit key.'),
-      mount: z.string().min(1).max(128).optional().describe('Where transit is mounted; "transit" where absent.'),
+      key: transitName.describe('The name of the transit key.'),
+      mount: transitMount.optional().describe('Where transit is mounted; "transit" where absent.'),
     }),
     z.strictObject({
       by: z.literal('pgcrypto').describe('pgp_sym_encrypt, with a passphrase.'),

@@ -12,7 +12,7 @@ import type { Pool } from '../db.ts';
 import type { FieldkeepError } from '../errors.ts';
 import type { Keyring } from '../keys/keyring.ts';
 import type { KeyState } from '../keys/version.ts';
-import type { Policy, RegisteredColumn, SealedBy } from '../policy/policy.ts';
+import type { Policy, RegisteredColumn } from '../policy/policy.ts';
 import { readBatch, type Change, type Key, type ReadRequest, type Row } from './batch.ts';
 import { formatRow, parseRow, type Catalog, type TableShape } from './catalog.ts';
 import type { Failure } from './failure-store.ts';
@@ -23,13 +23,8 @@ import { listRevealed } from './revealed.ts';
 import type { Run } from './store.ts';
 import type { Targets } from './targets.ts';
 import type { Throttle } from './throttle.ts';
+import type { Sources } from './sources.ts';
 import { staleOf, type About, type Stale } from './work.ts';
-
-/** Opens what others sealed; what does not open is an error among the answers. Errors: outages. */
-export interface Sources {
-  /** Errors: `conflict` where this process lacks what it needs for it. */
-  get(sealed: SealedBy): { open(texts: readonly string[]): Promise<(string | FieldkeepError)[]> };
-}
 
 /** What rotating needs of the service. */
 export interface Workshop {

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -34,11 +34,12 @@ describeVault(
     this.timeout(60_000);
     let server: VaultServer;
     let folder: string;
-    const setup = (...args: string[]) =>
+    const setupWith = (env: Record<string, string>, ...args: string[]) =>
       runProgram(process.execPath, ['scripts/vault-setup.ts', ...args], {
         ...{ VAULT_ADDR: server.address, VAULT_TOKEN: server.rootToken, VAULT_CACERT: join(folder, 'ca.pem') },
-        ...{ NODE_ENV: '', FIELDKEEP_POLICY: '' },
+        ...{ NODE_ENV: '', FIELDKEEP_POLICY: '', ...env },
       });
+    const setup = (...args: string[]) => setupWith({}, ...args);
 
     before(async () => {
       server = await openVaultServer({ own: true });
@@ -177,6 +178,24 @@ describeVault(
       ]);
       assert.ok((await listExcessRights(vault, server.rootToken, { ...all, duty: 'worker' })).length > 30);
       vault.close();
+    });
+
+    it('lets workers open what others sealed, while the policy adopts it', async () => {
+      const policy = JSON.parse(readFileSync(join(root, 'keys-policy.json'), 'utf8')) as { columns: object[] };
+      const [ssn, ...rest] = policy.columns;
+      const sealed = { by: 'transit', key: 'hr', mount: 'others' };
+      const file = join(folder, 'policy.json');
+      writeFileSync(file, JSON.stringify({ ...policy, columns: [{ ...ssn, sealed }, ...rest] }));
+      await server.call('POST', 'sys/mounts/others', { type: 'transit' });
+      await server.call('POST', 'others/keys/hr', {});
+      const { data } = await server.call('POST', 'others/encrypt/hr', { plaintext: 'b25l' });
+      const open = async () =>
+        await server.call('POST', 'others/decrypt/hr', data, await loginAs(server, 'fieldkeep-worker'));
+      await assert.rejects(open(), (error: unknown) => error instanceof VaultError && error.status === 403);
+      await setupWith({ FIELDKEEP_POLICY: file });
+      assert.equal((await open()).data!['plaintext'], 'b25l');
+      await setup();
+      await assert.rejects(open(), (error: unknown) => error instanceof VaultError && error.status === 403);
     });
   },
   true,
