@@ -106,7 +106,7 @@ export async function viewAdoption(
       tenants,
       problem: shop.catalog.problems.get(address) ?? shop.catalog.unready.get(`${address}\n${column.column}`),
       run: run && (await viewRun(shop.pool, run)),
-      remains: isEmpty ? listRemains(shop, column, dates.finishedAt!) : undefined,
+      remains: isEmpty ? listRemains(shop, column, dates.finishedAt) : undefined,
     }),
   };
 }
