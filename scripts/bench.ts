@@ -1,19 +1,21 @@
 /**
- * npm run bench [-- crypto] [api] [rotation] [live] [vault] [--rounds 5] [--seconds 2] [--rows 100000] [--concurrency 1] [--workers 1] [--rate 1000] [--json]
+ * npm run bench [-- crypto] [api] [rotation] [live] [adoption] [vault] [--rounds 5] [--seconds 2] [--rows 100000] [--concurrency 1] [--workers 1] [--rate 1000] [--json]
  *
  * Measures us beside our limits, in turn and in one run, because machines are noisy and only ratios travel: a bare
  * cipher loop, a bare Express handler behind the same TLS, the same UPDATEs without crypto, transit. Figures are medians
- * of rounds. Two sections only run by name:
+ * of rounds. Three sections only run by name:
  *
  *     live    whole processes beside traffic of agents and an application that writes; once, for minutes. It is quiet
  *             for ten times --seconds, and --workers processes rotate where root keys are in a Vault; the last time
  *             at --rate rows a second of each family, in short batches
+ *     adoption   a live table is adopted, finished and given back beside an application that writes to it; once
  *     vault   us beside transit; it runs unnamed, too, where VAULT_ADDR is set
  *
  * The Vault of `rotation`, `live` and `vault` is that of VAULT_ADDR and VAULT_TOKEN, else `bao` or `vault` from PATH.
  * --concurrency: ranges that `rotation` works on at once, and stretches of keys of what it is compared with.
  */
 import { parseArgs } from 'node:util';
+import { benchAdoption } from './bench/adoption.ts';
 import { benchApi } from './bench/api.ts';
 import { benchCrypto } from './bench/crypto.ts';
 import { benchLive } from './bench/live.ts';
@@ -27,6 +29,7 @@ const sections = {
   api: benchApi,
   rotation: benchRotation,
   live: benchLive,
+  adoption: benchAdoption,
   vault: benchVault,
 } as const;
 type Name = keyof typeof sections;
@@ -45,7 +48,9 @@ await run(async () => {
     },
   });
   const names = Object.keys(sections) as Name[];
-  const all = names.filter((name) => name !== 'live' && (name !== 'vault' || process.env.VAULT_ADDR));
+  const isUsual = (name: Name) =>
+    name !== 'live' && name !== 'adoption' && (name !== 'vault' || process.env.VAULT_ADDR);
+  const all = names.filter(isUsual);
   const chosen = positionals.length === 0 ? all : names.filter((name) => positionals.includes(name));
   const options = {
     rounds: Number(values.rounds),

@@ -17,12 +17,14 @@ import { workRange } from '../../src/rotation/range.ts';
 import { listFreeRanges } from '../../src/rotation/range-store.ts';
 import { advance, nextVersion, startAdoption } from '../../src/rotation/run.ts';
 import { findRun, insertRun, isAdopting, listUnfinished } from '../../src/rotation/store.ts';
+import type { Stale } from '../../src/rotation/work.ts';
 import { openService, type Service } from '../../src/service.ts';
 import type { BenchDatabase } from './database.ts';
 import type { Pace } from './pace.ts';
 import { address, type Column } from './people.ts';
 
 export type { Row, Service, TableShape };
+
 export function countVersion(db: Pool, table: TableShape, column: string, version: number): Promise<number> {
   return countStale(db, table, [{ column, value: [version] }]);
 }
@@ -140,10 +142,12 @@ export async function listBusySpans(db: Pool, runs: readonly string[]): Promise<
 /** Rows read and written as the engine does it, the next batch being read while Postgres updates. */
 export interface Sweep {
   readonly table: TableShape;
-  /** Read and written, the column that is looked through first. */
+  /** What is read, and compared. */
   readonly columns: readonly string[];
-  /** What `fe_version` says of the rows that are wanted. */
-  readonly version: number;
+  /** What of that is written; all where absent. */
+  readonly written?: readonly string[];
+  /** Which rows are wanted. */
+  readonly stale: readonly Stale[];
   readonly rowsMax: number;
   /** What to store instead, row by row in the order of the columns. */
   readonly renew: (rows: readonly Row[]) => Next | Promise<Next>;
@@ -152,9 +156,8 @@ export interface Sweep {
 type Next = readonly (readonly (string | null)[])[];
 
 async function* listChanges(db: Pool, sweep: Sweep, lower: Key, upper: Key): AsyncGenerator<Change[]> {
-  const { table, columns, version, rowsMax } = sweep;
+  const { table, columns, stale, rowsMax } = sweep;
   for (let after = lower; ;) {
-    const stale = [{ column: columns[0]!, value: [version] }];
     const request = { columns, stale, after, upper, rowsMax };
     const rows = await readBatch(db, table, request);
     if (rows.length === 0) return;
@@ -166,7 +169,7 @@ async function* listChanges(db: Pool, sweep: Sweep, lower: Key, upper: Key): Asy
 
 async function sweepStretch(db: Pool, sweep: Sweep, lower: Key, upper: Key): Promise<number> {
   const batches = listChanges(db, sweep, lower, upper);
-  const columns = { read: sweep.columns, written: sweep.columns };
+  const columns = { read: sweep.columns, written: sweep.written ?? sweep.columns };
   let rows = 0;
   for (let upcoming = batches.next(); ;) {
     const round = await upcoming;

@@ -26,5 +26,7 @@ function relabel(text: string | null, version: number): string | null {
 
 export async function rawPass(db: Pool, { from, to, ids, lanes, ...rest }: RawPass): Promise<Pace> {
   const renew = (rows: readonly Row[]) => rows.map(({ values }) => values.map((text) => relabel(text, to)));
-  return await pace(() => sweep(db, { ...rest, version: from, renew }, ids, lanes));
+  return await pace(() =>
+    sweep(db, { ...rest, stale: [{ column: rest.columns[0]!, value: [from] }], renew }, ids, lanes),
+  );
 }

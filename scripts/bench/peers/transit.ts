@@ -61,7 +61,8 @@ export async function openTransitPeer(
     async rotate() {
       await vault.call('POST', `${mount}/keys/${keyName}/rotate`, {});
       // For fe_version a ciphertext of transit is no envelope: version 0.
-      const what = { table, columns: ['salary'], version: 0, rowsMax: batchItems, renew: rewrap };
+      const stale = [{ column: 'salary', value: [0] }];
+      const what = { table, columns: ['salary'], stale, rowsMax: batchItems, renew: rewrap };
       return await pace(() => sweep(owner, what, rows, lanes));
     },
   };
