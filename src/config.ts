@@ -23,6 +23,7 @@ const environment = z.object({
   FIELDKEEP_EMBEDDED_ROOT_KEYS: z.enum(['allow', 'refuse']).optional(),
   DATABASE_URL: postgresUrl.optional(),
   DATABASE_OWNER_URL: postgresUrl.optional(),
+  DATABASE_READER_URL: postgresUrl.optional(),
   TLS_CERT_FILE: z.string().min(1).optional(),
   TLS_KEY_FILE: z.string().min(1).optional(),
   LOG_LEVEL: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('warn'),
@@ -54,19 +55,27 @@ const environment = z.object({
 
 type Environment = z.infer<typeof environment>;
 
-const targetPattern = /^TARGET_([A-Z][A-Z0-9_]{0,31})_URL$/;
+/** The policy has no target whose name ends as the second part: it would be taken for another role in another target. */
+const targetPattern = /^TARGET_([A-Z][A-Z0-9_]{0,31}?)(_READER|_OWNER)?_URL$/;
 
-/** The databases of TARGET_<NAME>_URL by their names in the policy, which are the lower-case ones. */
-function readTargets(set: Readonly<Record<string, string | undefined>>): {
+interface Targets {
   readonly targets: ReadonlyMap<string, string>;
-  readonly problems: readonly string[];
-} {
+  readonly targetReaders: ReadonlyMap<string, string>;
+  readonly targetOwners: ReadonlyMap<string, string>;
+}
+
+/** The databases of TARGET_<NAME>_URL, and of its reader and its owner, by their names in the policy: the lower-case ones. */
+function readTargets(set: Readonly<Record<string, string | undefined>>): Targets & { problems: string[] } {
   const found = Object.entries(set).flatMap(([variable, url = '']) => {
-    const name = targetPattern.exec(variable)?.[1];
-    return name === undefined ? [] : [{ variable, name: name.toLowerCase(), url }];
+    const [, name, role] = targetPattern.exec(variable) ?? [];
+    return name === undefined ? [] : [{ variable, name: name.toLowerCase(), role, url }];
   });
+  const of = (role: string | undefined) =>
+    new Map(found.flatMap((each) => (each.role === role ? [[each.name, each.url] as const] : [])));
   return {
-    targets: new Map(found.map(({ name, url }) => [name, url])),
+    targets: of(undefined),
+    targetReaders: of('_READER'),
+    targetOwners: of('_OWNER'),
     problems: found.flatMap(({ variable, url }) =>
       postgresUrl.safeParse(url).success ? [] : [`${variable}: must be a postgresql:// URL`],
     ),
@@ -120,6 +129,10 @@ export interface Config {
   readonly targets: ReadonlyMap<string, string>;
   /** Where passphrases are that others have sealed with, by the key that the policy has for them. */
   readonly sources: ReadonlyMap<string, SourceSecret>;
+  /** Roles that only read, to look for envelopes where none are registered; undefined names our own database. */
+  readonly readers: ReadonlyMap<string | undefined, string>;
+  /** Owners of the customers' databases, for `npm run target:setup` alone. */
+  readonly targetOwners: ReadonlyMap<string, string>;
   readonly tls?: { readonly certFile: string; readonly keyFile: string };
   readonly logLevel: string;
   readonly production: boolean;
@@ -214,7 +227,7 @@ function readVault(env: Environment): VaultSettings | undefined {
 export function readConfig(variables: NodeJS.ProcessEnv): Config {
   const set = Object.fromEntries(Object.entries(variables).filter(([, value]) => value !== ''));
   const parsed = environment.safeParse(set);
-  const { targets, problems: targetProblems } = readTargets(set);
+  const { targets, targetReaders, targetOwners, problems: targetProblems } = readTargets(set);
   const problems = parsed.success
     ? listRefusals(parsed.data)
     : parsed.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`);
@@ -225,6 +238,7 @@ export function readConfig(variables: NodeJS.ProcessEnv): Config {
   }
   const env = parsed.data;
   const vault = readVault(env);
+  const ownReader = env.DATABASE_READER_URL === undefined ? [] : [[undefined, env.DATABASE_READER_URL] as const];
   return {
     port: env.PORT,
     host: env.HOST,
@@ -234,6 +248,8 @@ export function readConfig(variables: NodeJS.ProcessEnv): Config {
     transitMount: env.VAULT_TRANSIT_MOUNT,
     targets,
     sources,
+    readers: new Map<string | undefined, string>([...ownReader, ...targetReaders]),
+    targetOwners,
     home: resolve(env.FIELDKEEP_HOME),
     policyFile: resolve(env.FIELDKEEP_POLICY),
     logLevel: env.LOG_LEVEL,

@@ -51,6 +51,8 @@ type Undo = () => Promise<void> | void;
 interface Database {
   readonly url: string;
   readonly ownerUrl: string;
+  /** Of the embedded server only; others have DATABASE_READER_URL. */
+  readonly readerUrl?: string;
   readonly embedded: boolean;
 }
 
@@ -60,7 +62,8 @@ async function openDatabase(config: Config, undo: Undo[]): Promise<Database> {
   }
   const postgres = await startPostgres({ home: config.home });
   undo.push(() => postgres.stop());
-  return { url: postgres.serviceUrl, ownerUrl: postgres.ownerUrl, embedded: true };
+  const { serviceUrl: url, ownerUrl, readerUrl } = postgres;
+  return { url, ownerUrl, readerUrl, embedded: true };
 }
 
 async function migrateAll({ url, ownerUrl }: Database, log: Logger): Promise<void> {
@@ -254,7 +257,9 @@ async function start(undo: Undo[]): Promise<void> {
   const secrets = config.sources;
   const atVault = vault !== undefined && session !== undefined && { vault: { vault, session } };
   const sources = openSources({ secrets, ...atVault });
-  const parts = { databaseUrl: database.url, targets: config.targets, sources, rootKeys, policy, log, role };
+  const own = database.readerUrl === undefined ? [] : [[undefined, database.readerUrl] as const];
+  const readers = new Map<string | undefined, string>([...own, ...config.readers]);
+  const parts = { databaseUrl: database.url, targets: config.targets, readers, sources, rootKeys, policy, log, role };
   const service = await openService({ ...parts, ...(families !== undefined && { families }) });
   undo.push(() => service.close());
   undo.push(watchRights(config, keeper, service));

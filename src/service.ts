@@ -20,7 +20,7 @@ import { watchKeyState } from './keys/watch.ts';
 import type { Policy } from './policy/policy.ts';
 import { loadCatalog, type Catalog } from './rotation/catalog.ts';
 import { openSources, type Sources } from './rotation/sources.ts';
-import { openTargets, type Targets } from './rotation/targets.ts';
+import { openReaders, openTargets, type Readers, type Targets } from './rotation/targets.ts';
 
 export interface Service {
   /** This process, in heartbeats, leases and the audit stream. */
@@ -32,6 +32,8 @@ export interface Service {
   readonly targets: Targets;
   /** Opens what others have sealed, so that it can be adopted. */
   readonly sources: Sources;
+  /** The same databases, and our own, to look for envelopes in columns that nobody registered. */
+  readonly readers: Readers;
   readonly rootKeys: RootKeys;
   /** How the keeper of root keys is. */
   readonly keeper: KeeperWatch;
@@ -65,6 +67,8 @@ export interface ServiceOptions {
   readonly targets?: ReadonlyMap<string, string>;
   /** What others have sealed with; absent, nothing of that kind opens. */
   readonly sources?: Sources;
+  /** Roles that only read, by the name of the database; undefined names our own. */
+  readonly readers?: ReadonlyMap<string | undefined, string>;
   /** `api` makes no keys and asks a worker for them; the others may. */
   readonly role?: 'api' | 'worker' | 'all';
   /** The classes that this process serves, where not all. */
@@ -84,6 +88,7 @@ export async function openService(options: ServiceOptions): Promise<Service> {
   const warn = (what: string) => (error: unknown) => log.warn({ error: describeError(error) }, what);
   const pool = openPool(databaseUrl, { max: 10, name: 'api' });
   const targets = openTargets(databaseUrl, options.targets);
+  const readers = openReaders(options.readers ?? new Map());
   const keyring = await Keyring.open({
     ...{ pool, rootKeys, makes, onError: warn('A data key could not be refreshed.') },
     ...(families !== undefined && { families }),
@@ -119,6 +124,7 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     pool,
     targets,
     sources: options.sources ?? openSources(),
+    readers,
     rootKeys,
     keeper,
     keyring,
@@ -138,6 +144,7 @@ export async function openService(options: ServiceOptions): Promise<Service> {
       await sequencer.stop();
       keyring.close();
       await targets.close();
+      await readers.close();
       await pool.end();
       rootKeys.close();
     },

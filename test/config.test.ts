@@ -47,6 +47,31 @@ describe('the environment', () => {
     );
   });
 
+  it('knows the databases by their names, and their readers and owners apart', () => {
+    const env = {
+      ...{ DATABASE_URL: 'postgresql://s@b/c', DATABASE_READER_URL: 'postgresql://r@b/c' },
+      ...{ TARGET_HR_URL: 'postgresql://w@h/c', TARGET_HR_READER_URL: 'postgresql://r@h/c' },
+      ...{ TARGET_HR_OWNER_URL: 'postgresql://o@h/c', TARGET_READER_URL: 'postgresql://w@r/c' },
+    };
+    const config = readConfig(env);
+    assert.deepEqual(
+      [...config.targets],
+      [
+        ['hr', 'postgresql://w@h/c'],
+        ['reader', 'postgresql://w@r/c'],
+      ],
+    );
+    assert.deepEqual(
+      [...config.readers],
+      [
+        [undefined, 'postgresql://r@b/c'],
+        ['hr', 'postgresql://r@h/c'],
+      ],
+    );
+    assert.deepEqual([...config.targetOwners], [['hr', 'postgresql://o@h/c']]);
+    assert.equal(readConfig({}).readers.size, 0);
+  });
+
   const refusals: [Record<string, string>, RegExp][] = [
     [{ ...production, VAULT_SKIP_VERIFY: '1' }, /VAULT_SKIP_VERIFY is refused in production/],
     [{ ...production, VAULT_SKIP_VERIFY: 'false' }, /VAULT_SKIP_VERIFY is refused in production/],
@@ -68,6 +93,11 @@ describe('the environment', () => {
       /SOURCE_HR_SECRET and SOURCE_HR_VAULT exclude/,
     ],
     [{ SOURCE_HR_VAULT: 'CANARY', ROLE: 'worker' }, /ROLE=worker needs.*SOURCE_HR_VAULT: must.*SOURCE_HR_VAULT needs/],
+  });
+
+    [{ TARGET_HR_READER_URL: 'mysql://CANARY' }, /TARGET_HR_READER_URL: must be a postgresql:\/\/ URL/],
+    [{ TARGET_HR_OWNER_URL: 'CANARY' }, /TARGET_HR_OWNER_URL: must be a postgresql:\/\/ URL/],
+    [{ DATABASE_READER_URL: 'CANARY' }, /DATABASE_READER_URL: must be a postgresql:\/\/ URL/],
     [{ ...vault, VAULT_TRANSIT_MOUNT: '/transit/' }, /VAULT_TRANSIT_MOUNT: must be a mount path/],
   ];
   for (const [env, pattern] of refusals) {

@@ -27,7 +27,8 @@ import { isRunning, writePrivate } from './home.ts';
 import { placePostgres, type Place } from './postgres-place.ts';
 
 const ownerRole = 'fieldkeep_owner';
-const serviceRole = 'fieldkeep_service';
+export const serviceRole = 'fieldkeep_service';
+export const readerRole = 'fieldkeep_reader';
 const database = 'fieldkeep';
 const readyWithinMs = 30_000;
 const stopWithinMs = 20_000;
@@ -39,6 +40,7 @@ interface Secrets {
   readonly port: number;
   readonly ownerPassword: string;
   readonly servicePassword: string;
+  readonly readerPassword: string;
 }
 
 interface Running {
@@ -49,6 +51,8 @@ interface Running {
 export interface EmbeddedPostgres {
   readonly ownerUrl: string;
   readonly serviceUrl: string;
+  /** Of a role that reads every table and changes none. */
+  readonly readerUrl: string;
   readonly pid: number;
   stop(): Promise<void>;
 }
@@ -65,12 +69,19 @@ function urlOf(role: string, password: string, port: number, name = database): s
 }
 
 function readSecrets(file: string): Secrets {
-  if (existsSync(file)) return JSON.parse(readFileSync(file, 'utf8')) as Secrets;
   const secret = () => randomBytes(24).toString('base64url');
+  if (existsSync(file)) {
+    const kept = JSON.parse(readFileSync(file, 'utf8')) as Omit<Secrets, 'readerPassword'> & Partial<Secrets>;
+    if (kept.readerPassword !== undefined) return { ...kept, readerPassword: kept.readerPassword };
+    const completed = { ...kept, readerPassword: secret() }; // it was made before there was a reader
+    writePrivate(file, JSON.stringify(completed));
+    return completed;
+  }
   if (existsSync(join(dirname(file), 'postgres', 'data'))) {
     throw new StartupError(`${file} is missing, and with it the passwords of the database beside it. Restore it.`);
   }
-  const secrets = { id: randomUUID(), port: 0, ownerPassword: secret(), servicePassword: secret() };
+  const passwords = { ownerPassword: secret(), servicePassword: secret(), readerPassword: secret() };
+  const secrets = { id: randomUUID(), port: 0, ...passwords };
   writePrivate(file, JSON.stringify(secrets));
   return secrets;
 }
@@ -227,16 +238,22 @@ async function tryLaunch(place: Place, secrets: Secrets, options: PostgresOption
   return undefined;
 }
 
-/** The service's role and the database, made once. */
+/** The roles and the database, made once. */
 async function prepare(secrets: Secrets, port: number): Promise<void> {
   const client = await connect(urlOf(ownerRole, secrets.ownerPassword, port, 'postgres'), { name: 'start' });
   try {
-    const roles = await client.query('select 1 from pg_roles where rolname = $1', [serviceRole]);
-    if (roles.rowCount === 0) {
+    const make = async (role: string, password: string, more: readonly string[]) => {
+      const roles = await client.query('select 1 from pg_roles where rolname = $1', [role]);
+      if (roles.rowCount !== 0) return;
       await client.query(
-        `create role ${serviceRole} login password '${secrets.servicePassword}' nosuperuser nocreatedb nocreaterole`,
+        `create role ${role} login password '${password}' nosuperuser nocreatedb nocreaterole; ${more.join('; ')}`,
       );
-    }
+    };
+    await make(serviceRole, secrets.servicePassword, []);
+    await make(readerRole, secrets.readerPassword, [
+      `grant pg_read_all_data to ${readerRole}`,
+      `alter role ${readerRole} set default_transaction_read_only = on`,
+    ]);
     const databases = await client.query('select 1 from pg_database where datname = $1', [database]);
     if (databases.rowCount === 0) await client.query(`create database ${database} owner ${ownerRole}`);
   } finally {
@@ -267,6 +284,7 @@ export async function startPostgres(options: PostgresOptions): Promise<EmbeddedP
     pid,
     ownerUrl: urlOf(ownerRole, secrets.ownerPassword, port),
     serviceUrl: urlOf(serviceRole, secrets.servicePassword, port),
+    readerUrl: urlOf(readerRole, secrets.readerPassword, port),
     stop: () => stopServer(pid),
   };
 }

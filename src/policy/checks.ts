@@ -148,6 +148,14 @@ function checkAdoption(column: PolicyFile['columns'][number], at: string, add: A
   }
 }
 
+/** Names that a target cannot have: `own` is our own database to commands, the endings belong to other variables. */
+function checkDatabase(database: string | undefined, at: string, add: Add): void {
+  if (database === 'own') add(at, 'own is what commands call the database of Fieldkeep itself');
+  if (database !== undefined && /_(reader|owner)$/.test(database)) {
+    add(at, 'must not end in _reader or _owner: its variable would be one of another target');
+  }
+}
+
 function checkColumns(file: PolicyFile, add: Add): void {
   const taken = new Map<string, string>();
   const claim = (address: string, column: string, at: string) => {
@@ -162,6 +170,7 @@ function checkColumns(file: PolicyFile, add: Add): void {
     const address = column.database === undefined ? column.table : `${column.database}:${column.table}`;
     const fieldClass = findClass(file, column.class);
     if (fieldClass === undefined) add(`${at}.class`, `there is no class ${column.class}`);
+    checkDatabase(column.database, `${at}.database`, add);
     if (column.column.includes(':')) add(`${at}.column`, 'a registered name has no colon');
     claim(address, column.column, `${at}.column`);
     checkAdoption(column, at, add);

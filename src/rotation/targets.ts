@@ -29,9 +29,17 @@ export interface Targets {
   close(): Promise<void>;
 }
 
-/** The variable that connects a target. */
-export function variableOf(name: string): string {
-  return `TARGET_${name.toUpperCase()}_URL`;
+/** Databases as roles see them that may read everything and change nothing. */
+export type Readers = Targets;
+
+/** The variable that connects a target, as one of its roles. */
+export function variableOf(name: string, role: '' | '_READER' | '_OWNER' = ''): string {
+  return `TARGET_${name.toUpperCase()}${role}_URL`;
+}
+
+/** The variable that connects the reader of a database. */
+export function readerVariableOf(name: TargetName): string {
+  return name === undefined ? 'DATABASE_READER_URL' : variableOf(name, '_READER');
 }
 
 /** The database of a table. Errors: `conflict` when it is not connected. */
@@ -63,6 +71,22 @@ export function openTargets(
     find: (name) => (name === undefined ? own : others.get(name)),
     async close() {
       await Promise.all([own, ...others.values()].map((pool) => pool.end()));
+    },
+  };
+}
+
+/**
+ * Connects the roles that only read. A statement may take long, for it reads a whole table; a lock that it waits for may
+ * not: somebody changes that table.
+ */
+export function openReaders(urls: ReadonlyMap<TargetName, string>, statementTimeoutMs = 3_600_000): Readers {
+  const settings = { row_security: 'off', lock_timeout: '10s', default_transaction_read_only: 'on' };
+  const open = (url: string) => openPool(url, { max: 3, name: 'reader', statementTimeoutMs, settings });
+  const pools = new Map([...urls].map(([name, url]) => [name, open(url)]));
+  return {
+    find: (name) => pools.get(name),
+    async close() {
+      await Promise.all([...pools.values()].map((pool) => pool.end()));
     },
   };
 }

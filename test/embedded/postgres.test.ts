@@ -85,6 +85,23 @@ describe('embedded/postgres', () => {
     await assert.rejects(ask(serviceUrl, 'select n from public.note'), { code: '42501' });
   });
 
+  it('gives whoever looks for stray envelopes a role that reads everything and changes nothing', async () => {
+    const secretsFile = join(home, 'postgres.json');
+    const { readerPassword, ...older } = JSON.parse(readFileSync(secretsFile, 'utf8')) as { readerPassword: string };
+    assert.match(readerPassword, /^[\w-]{32}$/);
+    const before = await start();
+    await ask(before.ownerUrl, 'drop owned by fieldkeep_reader');
+    await ask(before.ownerUrl, 'drop role fieldkeep_reader');
+    await before.stop();
+    writeFileSync(secretsFile, JSON.stringify(older)); // as a version of us left it that knew no reader
+    const { readerUrl } = await start();
+    assert.equal(await ask(readerUrl, 'select n from public.note'), 42);
+    await assert.rejects(ask(readerUrl, 'delete from public.note'), { code: '25006' });
+    await assert.rejects(ask(readerUrl, 'begin read write; delete from public.note'), {
+      code: '42501',
+    });
+  });
+
   it('listens on loopback only, asks for a password, and keeps its files to itself', async () => {
     const { ownerUrl } = await start();
     assert.equal(await ask(ownerUrl, 'show listen_addresses'), '127.0.0.1');

@@ -14,6 +14,12 @@ const lastColumn = (file: PolicyFile) => file.columns.at(-1)!;
 
 /** What is changed, and where the one problem is, with words of it. */
 const crossChecks: [string, (file: PolicyFile) => void, string][] = [
+  [
+    'the name of our own database',
+    (f) => (lastColumn(f).database = 'own'),
+    'columns[2].database: own is what commands',
+  ],
+  ['a target named as a reader', (f) => (lastColumn(f).database = 'hr_reader'), 'columns[2].database: must not end in'],
   ['reserved class', (f) => (f.classes['audit'] = f.classes['ssn']!), 'classes.audit: the name audit is reserved'],
   ['ladder out of order', (f) => f.classes['ssn']!.views.reverse(), 'classes.ssn.views: must be in order'],
   [
