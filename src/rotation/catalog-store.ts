@@ -19,7 +19,7 @@ export interface Inspection {
   readonly unique: boolean;
   /** Columns with an index on their version, the key following. */
   readonly versionIndexed: ReadonlySet<string>;
-  /** Predicates of partial indexes on exactly the key's columns. */
+  /** Predicates of partial indexes on exactly the key's columns, as Postgres spells them but for quotes. */
   readonly keyPredicates: ReadonlySet<string>;
 }
 
@@ -96,7 +96,7 @@ async function listKeyPredicates(
          = array(select quote_ident(k.name) from unnest($3::text[]) with ordinality k(name, n) order by k.n)`,
     [schema, name, key],
   );
-  return new Set(rows.map((row) => row.predicate));
+  return new Set(rows.map((row) => row.predicate.replaceAll('"', '')));
 }
 
 /** Adoptions that were begun or undone, by `address\ncolumn`; of the others nothing is known. */
@@ -106,6 +106,45 @@ export async function listAdoptions(db: Queryable): Promise<Map<string, { starte
      from fieldkeep.adoptions`,
   );
   return new Map(rows.map(({ table, column, ...rest }) => [`${table}\n${column}`, rest]));
+}
+
+export interface Rule {
+  /** The index's or the constraint's name. */
+  readonly name: string;
+  readonly kind: 'unique index' | 'foreign key';
+  readonly column: string;
+}
+
+/**
+ * Unique (and exclusion) indexes and foreign keys, of the table and its partitions, that compare one of these columns. An
+ * expression counts with every column of its index.
+ */
+export async function listComparing(
+  db: Queryable,
+  schema: string,
+  name: string,
+  columns: readonly string[],
+): Promise<Rule[]> {
+  const { rows } = await db.query<Rule>(
+    `with relation as (
+       select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = $1 and c.relname = $2
+       union select p.relid from pg_class c join pg_namespace n on n.oid = c.relnamespace,
+         lateral pg_partition_tree(c.oid) p where n.nspname = $1 and c.relname = $2
+     )
+     select i.relname as name, 'unique index' as kind, a.attname as column
+     from pg_index x join pg_class i on i.oid = x.indexrelid join pg_attribute a on a.attrelid = x.indrelid
+     where x.indrelid in (select oid from relation) and (x.indisunique or x.indisexclusion) and a.attname = any ($3)
+       and (a.attnum = any (x.indkey[0 : x.indnkeyatts - 1]) or (x.indexprs is not null and exists (
+         select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = x.indexrelid
+           and d.refclassid = 'pg_class'::regclass and d.refobjid = x.indrelid and d.refobjsubid = a.attnum)))
+     union
+     select f.conname, 'foreign key', a.attname from pg_constraint f join pg_attribute a
+       on (a.attrelid = f.conrelid and a.attnum = any (f.conkey)) or (a.attrelid = f.confrelid and a.attnum = any (f.confkey))
+     where f.contype = 'f' and a.attrelid in (select oid from relation) and a.attname = any ($3)
+     order by 2 desc, 1`,
+    [schema, name, columns],
+  );
+  return rows;
 }
 
 export async function inspectTable(

@@ -8,7 +8,15 @@ import { canonicalJson } from '../crypto/canonical.ts';
 import { isUnavailable, quoteIdentifier, type Queryable } from '../db.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
 import { findMissingTriggers } from './adoption-triggers.ts';
-import { inspectTable, listAdoptions, listKeyTypes, upsertKeyTypes, type Attribute } from './catalog-store.ts';
+import {
+  inspectTable,
+  listAdoptions,
+  listComparing,
+  listKeyTypes,
+  upsertKeyTypes,
+  type Attribute,
+  type Rule,
+} from './catalog-store.ts';
 import { variableOf, type Targets } from './targets.ts';
 
 export interface KeyColumn {
@@ -102,12 +110,17 @@ export function formatRow(key: readonly string[]): string {
   return key.length === 1 ? key[0]! : canonicalJson(key);
 }
 
+/** Equal values have different tokens under two versions: the database would let a duplicate in, and stop the re-key then. */
+export function refuseRule(address: string, { kind, name, column }: Rule): string {
+  return `Table ${address} has the ${kind} ${name} on ${column}, whose tokens change with every rotation: it lets the same value in under two versions and then stops re-encryption. Drop it; UNIQUE.md says how values are kept unique.`;
+}
+
 /** What is wrong with a table for our purposes, in a sentence, or its shape. */
 async function describeTable(db: Queryable, columns: readonly RegisteredColumn[]): Promise<TableShape | string> {
   const { address, database, schema, name, key, tenant } = columns[0]!;
   const seen = await inspectTable(db, schema, name, key);
   if (!seen.prepared) {
-    return `The database of table ${address} lacks the function fieldkeep.fe_version: its owner runs migrations/target.sql there.`;
+    return `The database of table ${address} lacks the function fieldkeep.fe_version: its owner runs npm run target:setup -- ${database ?? 'own'}.`;
   }
   if (seen.attributes.size === 0) return `Table ${address} is registered and does not exist (or is not visible to us).`;
   const target = columns.flatMap((column) => [column.column, ...column.index.map((index) => index.column)]);
@@ -128,6 +141,9 @@ async function describeTable(db: Queryable, columns: readonly RegisteredColumn[]
   if (short !== undefined)
     return `Column ${short} of table ${address} must be of a text type to hold envelopes or tokens.`;
   if (!seen.unique) return `The key of table ${address} needs a unique index on exactly its columns, all NOT NULL.`;
+  const tokens = columns.flatMap(({ index }) => index.map((each) => each.column));
+  const rule = (await listComparing(db, schema, name, tokens))[0];
+  if (rule !== undefined) return refuseRule(address, rule);
   const indexed = new Set(target.filter((column) => seen.versionIndexed.has(column)));
   const isUnfilledIndexed = ({ column, from }: RegisteredColumn) =>
     from !== undefined && seen.keyPredicates.has(unfilledPredicate(column, from));
@@ -137,10 +153,9 @@ async function describeTable(db: Queryable, columns: readonly RegisteredColumn[]
   return { ...shape, ...(database !== undefined && { database }) };
 }
 
-/** As Postgres spells the predicate of an index on the rows that are not filled yet. */
+/** The predicate of an index on the rows that are not filled yet, as Postgres spells it but for quotes. */
 function unfilledPredicate(column: string, from: string): string {
-  const quote = (name: string) => (/^[a-z_][a-z0-9_]*$/.test(name) ? name : quoteIdentifier(name));
-  return `((${quote(from)} IS NOT NULL) AND (${quote(column)} IS NULL))`;
+  return `((${from} IS NOT NULL) AND (${column} IS NULL))`;
 }
 
 /** What keeps a column from being filled: without its triggers a change of the source would leave an old envelope behind. */

@@ -127,9 +127,9 @@ describe('tables in a target', () => {
 
   it('count versions as our own database does: the functions are the same', async () => {
     const sql = `select pg_get_functiondef(oid) as text from pg_proc
-                 where pronamespace = 'fieldkeep'::regnamespace and proname in ('fe_version', 'fe_stored_otherwise') order by 1`;
+                 where pronamespace = 'fieldkeep'::regnamespace and proname in ('fe_version', 'fe_stored_otherwise', 'fe_claim') order by 1`;
     const [theirs, ours] = [await owner.query(sql), await bench.owner.query(sql)];
-    assert.equal(theirs.rows.length, 2);
+    assert.equal(theirs.rows.length, 3);
     assert.deepEqual(theirs.rows, ours.rows);
   });
 
