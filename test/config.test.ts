@@ -93,8 +93,6 @@ describe('the environment', () => {
       /SOURCE_HR_SECRET and SOURCE_HR_VAULT exclude/,
     ],
     [{ SOURCE_HR_VAULT: 'CANARY', ROLE: 'worker' }, /ROLE=worker needs.*SOURCE_HR_VAULT: must.*SOURCE_HR_VAULT needs/],
-  });
-
     [{ TARGET_HR_READER_URL: 'mysql://CANARY' }, /TARGET_HR_READER_URL: must be a postgresql:\/\/ URL/],
     [{ TARGET_HR_OWNER_URL: 'CANARY' }, /TARGET_HR_OWNER_URL: must be a postgresql:\/\/ URL/],
     [{ DATABASE_READER_URL: 'CANARY' }, /DATABASE_READER_URL: must be a postgresql:\/\/ URL/],
