@@ -55,3 +55,27 @@ end $$;
 grant execute on function fieldkeep.fe_claim(text[]) to public;
 
 grant usage on schema fieldkeep to :service;
+
+-- The mirror: wrapped data keys of the families that have columns in this database, and the versions that they belong
+-- to, so that its rows outlive the loss of Fieldkeep's own database (npm run keys -- import --mirrors). They open nothing
+-- without the root keys. A key is committed here before the first value is sealed under it for this database, so a backup
+-- of this database holds the keys of all its rows. Nobody changes a key; only the version's state goes forward.
+create table if not exists fieldkeep.wrapped_keys (
+  -- '' owns the canary of a version
+  tenant text not null,
+  family text not null,
+  version int not null,
+  wrapped text not null,
+  fingerprint bytea not null check (length(fingerprint) = 16),
+  -- of the version, as in fieldkeep.key_versions; keys of a destroyed one are not kept
+  state text not null check (state in ('pending', 'active', 'decrypt-only', 'compromised')),
+  transit_version int not null,
+  bind text not null,
+  normalise text,
+  indexes json not null default '[]',
+  created_at timestamptz not null,
+  activated_at timestamptz,
+  primary key (tenant, family, version)
+);
+create index if not exists wrapped_keys_version on fieldkeep.wrapped_keys (family, version);
+grant select, insert, delete, update (state, activated_at) on fieldkeep.wrapped_keys to :service;

@@ -13,8 +13,10 @@ import { ensureFamilies } from './keys/families.ts';
 import { insertInstance, startHeartbeat } from './keys/instances.ts';
 import { watchKeeper, type KeeperWatch } from './keys/keeper-watch.ts';
 import { Keyring } from './keys/keyring.ts';
+import { listMirrorWarnings, listTargets, mustBeNew } from './keys/mirror.ts';
+import { MirrorKeeper } from './keys/mirror-keeper.ts';
 import type { RootKeys } from './keys/root-keys.ts';
-import { raiseEpoch, type KeyName } from './keys/store.ts';
+import { raiseEpoch, type Wanted } from './keys/store.ts';
 import { findClosed } from './keys/version.ts';
 import { watchKeyState } from './keys/watch.ts';
 import type { Policy } from './policy/policy.ts';
@@ -90,7 +92,8 @@ export async function openService(options: ServiceOptions): Promise<Service> {
   const targets = openTargets(databaseUrl, options.targets);
   const readers = openReaders(options.readers ?? new Map());
   const keyring = await Keyring.open({
-    ...{ pool, rootKeys, makes, onError: warn('A data key could not be refreshed.') },
+    ...{ pool, rootKeys, makes, findTarget: (name) => targets.find(name) },
+    onError: warn('A data key could not be used or refreshed.'),
     ...(families !== undefined && { families }),
     ...(options.now !== undefined && { now: options.now }),
   });
@@ -108,16 +111,21 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     families: families ?? null,
     onError: onBeatFailed,
   });
-  const makeWanted = async ({ tenant, family, version }: KeyName) => {
+  const keeper = await watchKeeper(rootKeys, log);
+  const catalog = await loadCatalog(targets, policy.columns);
+  const makeWanted = async ({ tenant, family, version, target }: Wanted) => {
     if (!keyring.state.families.get(family)?.versions.has(version)) await keyring.refresh();
     const state = keyring.state.families.get(family)?.versions.get(version)?.state;
-    if (state === 'active' || state === 'pending') await keyring.getOrMake(tenant, family, version);
+    if (state !== 'active' && state !== 'pending') return;
+    // A mirror is written by a worker that is connected to it, and only where the policy has a column.
+    const isOurs = target !== undefined && targets.find(target) !== undefined;
+    const mirror = isOurs && listTargets(service.policy).get(target)?.includes(family) === true ? target : undefined;
+    await keyring.getOrMake(tenant, family, version, mirror);
   };
   const watch = watchKeyState(databaseUrl, warn('The notice channel of key state was lost; connecting again.'), {
     onChange: () => keyring.refresh().then(heartbeat.beat),
     ...(makes && { onWanted: makeWanted }),
   });
-  const keeper = await watchKeeper(rootKeys, log);
   const service: Service = {
     instanceId,
     log,
@@ -131,7 +139,7 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     audit,
     sequencer,
     policy,
-    catalog: await loadCatalog(targets, policy.columns),
+    catalog,
     wake: () => undefined,
     draining: false,
     async close() {
@@ -149,6 +157,8 @@ export async function openService(options: ServiceOptions): Promise<Service> {
       rootKeys.close();
     },
   };
+  // Before any key is made: an older database, or a new one, must not make others under names that a mirror knows.
+  if (makes) await new MirrorKeeper(warn('A mirror of wrapped keys could not be looked at.')).look(service);
   const stopMaking = makes ? await keepFamilies(service) : () => undefined;
   const stopLooking = keepCatalog(service, warn('The registered tables could not be looked at.'));
   return service;
@@ -159,8 +169,9 @@ async function keepFamilies(service: Service): Promise<() => void> {
   let told: string | undefined;
   let making: Promise<void> | undefined;
   const make = async () => {
-    const { pool, rootKeys, policy, keyring, log } = service;
+    const { pool, rootKeys, policy, keyring, log, targets } = service;
     try {
+      if (keyring.state.families.size === 0) await mustBeNew((target) => targets.find(target), policy);
       const made = await ensureFamilies(pool, rootKeys, policy, keyring.state);
       if (made.length > 0) await keyring.refresh();
     } catch (error) {
@@ -227,6 +238,9 @@ export async function examine(service: Service): Promise<Health> {
   }
   try {
     await service.pool.query('select 1');
+    const told = await listMirrorWarnings(service.pool, service.policy.columns);
+    // An empty database beside mirrors that are not empty is one that was lost.
+    (service.keyring.state.families.size === 0 ? reasons : warnings).push(...told);
   } catch {
     reasons.push('the database does not answer');
   }

@@ -6,6 +6,7 @@
 import { CronTime } from 'cron';
 import type { PgBoss } from 'pg-boss';
 import { describeError } from '../errors.ts';
+import { MirrorKeeper } from '../keys/mirror-keeper.ts';
 import { advance, listWorkable, startAdoption, startDue, type DriverShop } from '../rotation/run.ts';
 import { workRange } from '../rotation/range.ts';
 import { LeaseLost, listFreeRanges, releaseForgotten, setRangeError } from '../rotation/range-store.ts';
@@ -45,6 +46,7 @@ export async function startWorkers(
   let lookedUnindexedAt = -Infinity;
   /** Ranges that this process works on now. */
   const working = new Set<string>();
+  const mirrors = new MirrorKeeper(onError);
 
   /** What goes wrong with one thing is told, and keeps no other from its turn. */
   async function attempt<T>(work: () => Promise<T>): Promise<T | undefined> {
@@ -72,6 +74,7 @@ export async function startWorkers(
   }
 
   async function look(): Promise<void> {
+    mirrors.wake(shop());
     await lookForWork();
     for (const run of (await attempt(() => listUnfinished(shop().pool))) ?? []) {
       while (!stopping && (await attempt(() => advance(shop(), run.id))) === true);
@@ -135,6 +138,7 @@ export async function startWorkers(
       clearTimeout(timer);
       await boss.offWork(rangeQueue, { wait: true });
       await ticking;
+      await mirrors.stop();
       await boss.stop({ graceful: true, timeout: 10_000 });
     },
   };

@@ -9,7 +9,11 @@
  *
  * While the keeper is away, keys work until their lifetime is over. When it refuses a key, the copy goes at once.
  *
- * A process that faces agents holds no right to make keys: it asks a worker, through the database, and waits 2 s.
+ * A key that seals for a column in a target is committed in that target's mirror before (mirror.ts): a key at hand
+ * remembers in which mirrors it is.
+ *
+ * A process that faces agents holds no right to make keys and is connected to no target: it asks a worker, through the
+ * database, and waits 2 s.
  */
 import { timingSafeEqual } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -17,6 +21,7 @@ import { encodeWrapContext } from '../crypto/context.ts';
 import { DataKey } from '../crypto/data-key.ts';
 import { toUnavailable, type Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
+import { mirrorKey, mustBeKnown, type FindTarget } from './mirror.ts';
 import { RootKeyError, type RootKeys } from './root-keys.ts';
 import { findDataKey, insertDataKey, loadKeyState, notifyWanted, type KeyName } from './store.ts';
 import { auditFamily, type KeyState, type KeyVersion } from './version.ts';
@@ -28,11 +33,14 @@ const refreshAgainMs = 2_000;
 const idleMs = 60_000;
 const absentMs = 2_000;
 const workerMaxMs = 2_000;
+const mirrorMaxMs = 2_000;
 const workerPollMs = 25;
 const cachedKeysMax = 20_000;
 
 interface Cached {
   readonly key: DataKey;
+  /** Targets whose mirror holds it. */
+  readonly mirrored: Set<string>;
   readonly expiresAt: number;
   refreshAt: number;
   usedAt: number;
@@ -49,12 +57,24 @@ export interface KeyringOptions {
   readonly rootKeys: RootKeys;
   /** Whether this process may make data keys itself. */
   readonly makes?: boolean;
+  /** Targets that this process is connected to, and whose mirrors it may write if it may make keys. */
+  readonly findTarget?: FindTarget;
   /** The families that this process serves; all when absent. The internal family is always among them. */
   readonly families?: readonly string[];
   /** Told about failed background refreshes. */
   readonly onError: (error: unknown) => void;
   /** Milliseconds that only go forward; tests put their own here. */
   readonly now?: () => number;
+}
+
+/** Calls at once share one run of `work`. */
+function share<T>(running: Map<string, Promise<T>>, id: string, work: () => Promise<T>): Promise<T> {
+  let promise = running.get(id);
+  if (promise === undefined) {
+    promise = work().finally(() => running.delete(id));
+    running.set(id, promise);
+  }
+  return promise;
 }
 
 function notServed(family: string): FieldkeepError {
@@ -74,6 +94,7 @@ export class Keyring {
   readonly #onError: (error: unknown) => void;
   readonly #now: () => number;
   readonly #makes: boolean;
+  readonly #findTarget: FindTarget;
   readonly #families: ReadonlySet<string> | undefined;
   readonly #cached = new Map<string, Cached>();
   readonly #negative = new Map<string, Negative>();
@@ -81,6 +102,7 @@ export class Keyring {
   readonly #unanswered = new Map<string, Negative>();
   readonly #fetching = new Map<string, Promise<DataKey | undefined>>();
   readonly #making = new Map<string, Promise<DataKey>>();
+  readonly #mirroring = new Map<string, Promise<void>>();
   readonly #sweeper: NodeJS.Timeout;
   #refreshing: Promise<void> | undefined;
 
@@ -90,6 +112,7 @@ export class Keyring {
     this.#onError = options.onError;
     this.#now = options.now ?? (() => performance.now());
     this.#makes = options.makes ?? true;
+    this.#findTarget = options.findTarget ?? (() => undefined);
     this.#families = options.families && new Set([...options.families, auditFamily]);
     this.state = state;
     this.#sweeper = setInterval(() => this.sweep(), 10_000);
@@ -106,22 +129,7 @@ export class Keyring {
    */
   get(tenant: string, family: string, version: number): DataKey | Promise<DataKey | undefined> {
     const id = `${tenant}\n${family}\n${version}`;
-    const found = this.#cached.get(id);
-    const now = this.#now();
-    if (found !== undefined && now < found.expiresAt && now - found.usedAt < idleMs) {
-      found.usedAt = now;
-      if (now >= found.refreshAt) {
-        found.refreshAt = now + refreshAgainMs; // a failed one is not repeated with every request
-        this.#refreshAhead(id, { tenant, family, version });
-      }
-      return found.key;
-    }
-    const negative = this.#negative.get(id);
-    if (negative !== undefined && now < negative.until) {
-      return negative.error === undefined ? Promise.resolve(undefined) : Promise.reject(negative.error);
-    }
-    if (!this.serves(family)) return Promise.reject(notServed(family));
-    return this.#fetch(id, { tenant, family, version });
+    return this.#find(id, tenant, family, version)?.key ?? this.#look(id, { tenant, family, version });
   }
 
   /** Whether this process answers for the family. Vault holds it to that: it has no right to the others' root keys. */
@@ -129,20 +137,16 @@ export class Keyring {
     return this.#families === undefined || this.#families.has(family);
   }
 
-  /** The data key of a name, made when the name has none. Two hundred calls at once make one. Errors: as `get`. */
-  getOrMake(tenant: string, family: string, version: number): DataKey | Promise<DataKey> {
-    const found = this.get(tenant, family, version);
-    if (found instanceof DataKey) return found;
+  /**
+   * The data key of a name, made when the name has none. Two hundred calls at once make one. With `target` it may seal for
+   * columns there: the mirror of that target holds it. Errors: as `get`, and `keys_not_ready` while a key cannot be made or
+   * mirrored.
+   */
+  getOrMake(tenant: string, family: string, version: number, target?: string): DataKey | Promise<DataKey> {
     const id = `${tenant}\n${family}\n${version}`;
-    return found.then((key) => {
-      if (key !== undefined) return key;
-      let making = this.#making.get(id);
-      if (making === undefined) {
-        making = this.#make(id, { tenant, family, version }).finally(() => this.#making.delete(id));
-        this.#making.set(id, making);
-      }
-      return making;
-    });
+    const found = this.#find(id, tenant, family, version);
+    if (found !== undefined && (target === undefined || found.mirrored.has(target))) return found.key;
+    return this.#ensure(id, { tenant, family, version }, target);
   }
 
   /** Reads key state again; keys of versions that are gone or destroyed are dropped. Calls at once share one reading. */
@@ -169,6 +173,39 @@ export class Keyring {
     this.#cached.clear();
   }
 
+  /** What is at hand, used now. */
+  #find(id: string, tenant: string, family: string, version: number): Cached | undefined {
+    const found = this.#cached.get(id);
+    const now = this.#now();
+    if (found === undefined || now >= found.expiresAt || now - found.usedAt >= idleMs) return undefined;
+    found.usedAt = now;
+    if (now >= found.refreshAt) {
+      found.refreshAt = now + refreshAgainMs; // a failed one is not repeated with every request
+      this.#refreshAhead(id, { tenant, family, version });
+    }
+    return found;
+  }
+
+  #look(id: string, name: KeyName): Promise<DataKey | undefined> {
+    const negative = this.#negative.get(id);
+    if (negative !== undefined && this.#now() < negative.until) {
+      return negative.error === undefined ? Promise.resolve(undefined) : Promise.reject(negative.error);
+    }
+    if (!this.serves(name.family)) return Promise.reject(notServed(name.family));
+    return this.#fetch(id, name);
+  }
+
+  async #ensure(id: string, name: KeyName, target: string | undefined): Promise<DataKey> {
+    const { tenant, family, version } = name;
+    const key =
+      this.#find(id, tenant, family, version)?.key ??
+      (await this.#look(id, name)) ??
+      (await share(this.#making, id, () => this.#make(id, name)));
+    if (target === undefined || this.#cached.get(id)?.mirrored.has(target) === true) return key;
+    await share(this.#mirroring, `${id}\n${target}`, () => this.#mirror(id, name, target));
+    return key;
+  }
+
   async #reload(): Promise<void> {
     let state: KeyState;
     try {
@@ -187,14 +224,9 @@ export class Keyring {
   }
 
   #fetch(id: string, name: KeyName): Promise<DataKey | undefined> {
-    let fetching = this.#fetching.get(id);
-    if (fetching === undefined) {
-      fetching = this.#unwrapStored(id, name)
-        .catch((error: unknown) => this.#evictRefused(id, error))
-        .finally(() => this.#fetching.delete(id));
-      this.#fetching.set(id, fetching);
-    }
-    return fetching;
+    return share(this.#fetching, id, () =>
+      this.#unwrapStored(id, name).catch((error: unknown) => this.#evictRefused(id, error)),
+    );
   }
 
   async #unwrapStored(id: string, name: KeyName): Promise<DataKey | undefined> {
@@ -211,7 +243,7 @@ export class Keyring {
     }
     const key = await this.#unwrap(name, stored.wrapped);
     this.#check(name, key, stored.fingerprint);
-    this.#keep(id, key);
+    this.#keep(id, key, stored.mirrored);
     return key;
   }
 
@@ -245,9 +277,14 @@ export class Keyring {
       throw new FieldkeepError('version_unknown', `Family ${name.family} has no version ${name.version}.`);
     }
     if (!this.#makes) {
-      const unanswered = this.#unanswered.get(id);
-      if (unanswered?.error !== undefined && this.#now() < unanswered.until) throw unanswered.error;
-      return await this.#askWorker(id, name);
+      const what = `The first data key of family ${name.family} for this tenant has not been made yet`;
+      await this.#askWorker(id, name, undefined, what);
+      return await this.#fetchNew(id, name);
+    }
+    try {
+      await mustBeKnown(this.#pool, name.family);
+    } catch (error) {
+      throw toUnavailable(error);
     }
     const context = encodeWrapContext(name.tenant, name.family, name.version);
     const wrapped = await this.#rootKeys.makeDataKey(name.family, known.transitVersion, context);
@@ -258,35 +295,82 @@ export class Keyring {
       throw toUnavailable(error);
     }
     // Another process may have been first: what is stored is the key, and it is read before anything is sealed.
-    this.#negative.delete(id);
-    const key = await this.#fetch(id, name);
-    if (key !== undefined) return key;
+    return await this.#fetchNew(id, name);
+  }
+
+  /** A key that has just been stored; a look that is under way may have begun before. */
+  async #fetchNew(id: string, name: KeyName): Promise<DataKey> {
+    for (let tries = 0; tries < 2; tries += 1) {
+      this.#negative.delete(id);
+      const key = await this.#fetch(id, name);
+      if (key !== undefined) return key;
+    }
     throw new FieldkeepError('keys_not_ready', `A data key of family ${name.family} could not be stored.`, {
       retryAfterSeconds: 1,
     });
   }
 
-  /** A worker makes the key and stores it; looking for it there also finds what another process asked for. */
-  async #askWorker(id: string, name: KeyName): Promise<DataKey> {
+  /** Has the mirror of `target` hold the key; afterwards what is at hand knows it. */
+  async #mirror(id: string, name: KeyName, target: string): Promise<void> {
+    const db = this.#makes ? this.#findTarget(target) : undefined;
+    if (db === undefined) {
+      const what = `A data key of family ${name.family} is not in the mirror of ${target} yet`;
+      await this.#askWorker(`${id}\n${target}`, name, target, what);
+    } else {
+      await this.#writeMirror(`${id}\n${target}`, name, target, db);
+    }
+    this.#cached.get(id)?.mirrored.add(target);
+  }
+
+  /** Whoever waits is told in time; a write that hangs ends by itself, and what it did is found at the next try. */
+  async #writeMirror(id: string, name: KeyName, target: string, db: Pool): Promise<void> {
+    this.#mustNotRepeat(id);
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<never>((_, reject) => {
+      const detail = `The mirror of ${target} does not answer, so nothing is sealed there under a data key that it lacks.`;
+      const error = new FieldkeepError('keys_not_ready', detail, { retryAfterSeconds: 2 });
+      timer = setTimeout(() => reject(error), mirrorMaxMs);
+    });
+    try {
+      await Promise.race([mirrorKey(this.#pool, target, db, name), late]);
+    } catch (error) {
+      if (error instanceof FieldkeepError && error.code === 'internal') this.#onError(error);
+      if (error instanceof Error) this.#unanswered.set(id, { until: this.#now() + absentMs, error });
+      throw error;
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  #mustNotRepeat(id: string): void {
+    const unanswered = this.#unanswered.get(id);
+    if (unanswered?.error !== undefined && this.#now() < unanswered.until) throw unanswered.error;
+  }
+
+  /** Waits until a worker, asked now, has stored the key, and in the mirror of `target` if that is what is wanted. */
+  async #askWorker(id: string, name: KeyName, target: string | undefined, what: string): Promise<void> {
+    this.#mustNotRepeat(id);
+    const isThere = async () => {
+      const stored = await findDataKey(this.#pool, name.tenant, name.family, name.version);
+      return stored !== undefined && (target === undefined || stored.mirrored.includes(target));
+    };
     const deadline = performance.now() + workerMaxMs;
     try {
-      await notifyWanted(this.#pool, name);
+      if (await isThere()) return;
+      await notifyWanted(this.#pool, { ...name, target });
       while (performance.now() < deadline) {
         await sleep(workerPollMs);
-        this.#negative.delete(id);
-        const key = await this.#fetch(id, name);
-        if (key !== undefined) return key;
+        if (await isThere()) return;
       }
     } catch (error) {
       throw toUnavailable(error);
     }
-    const detail = `The first data key of family ${name.family} for this tenant has not been made yet: no worker answered.`;
-    const error = new FieldkeepError('keys_not_ready', detail, { retryAfterSeconds: 2 });
+    const error = new FieldkeepError('keys_not_ready', `${what}: no worker answered.`, { retryAfterSeconds: 2 });
     this.#unanswered.set(id, { until: this.#now() + absentMs, error });
     throw error;
   }
 
-  #keep(id: string, key: DataKey): void {
+  #keep(id: string, key: DataKey, mirrored: readonly string[]): void {
     if (this.#cached.size >= cachedKeysMax) {
       const oldest = this.#cached.keys().next();
       if (!oldest.done) this.#cached.delete(oldest.value);
@@ -294,7 +378,10 @@ export class Keyring {
     const now = this.#now();
     const lifetime = lifetimeMs * (1 + lifetimeSpread * (2 * Math.random() - 1));
     this.#cached.delete(id); // a refreshed key moves to the young end
-    this.#cached.set(id, { key, expiresAt: now + lifetime, refreshAt: now + lifetime * refreshFrom, usedAt: now });
+    this.#cached.set(id, {
+      ...{ key, mirrored: new Set(mirrored), expiresAt: now + lifetime },
+      ...{ refreshAt: now + lifetime * refreshFrom, usedAt: now },
+    });
   }
 
   #refreshAhead(id: string, name: KeyName): void {

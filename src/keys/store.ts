@@ -17,22 +17,29 @@ export interface KeyName {
   readonly version: number;
 }
 
+/** A data key, and the target whose mirror is to hold it, if one is. */
+export interface Wanted extends KeyName {
+  readonly target?: string | undefined;
+}
+
 /** Asks the workers for the data key of a name. Nobody may be listening. */
-export async function notifyWanted(db: Queryable, { tenant, family, version }: KeyName): Promise<void> {
-  await db.query('select pg_notify($1, $2)', [wantedChannel, JSON.stringify([tenant, family, version])]);
+export async function notifyWanted(db: Queryable, { tenant, family, version, target }: Wanted): Promise<void> {
+  const parts = [tenant, family, version, ...(target === undefined ? [] : [target])];
+  await db.query('select pg_notify($1, $2)', [wantedChannel, JSON.stringify(parts)]);
 }
 
 /** The name in a notice, undefined where it is none: anybody who may connect to the database can send one. */
-export function parseWanted(payload: string): KeyName | undefined {
+export function parseWanted(payload: string): Wanted | undefined {
   let parts: unknown;
   try {
     parts = JSON.parse(payload);
   } catch {
     return undefined;
   }
-  const [tenant, family, version] = Array.isArray(parts) ? (parts as unknown[]) : [];
+  const [tenant, family, version, target] = Array.isArray(parts) ? (parts as unknown[]) : [];
   if (typeof tenant !== 'string' || typeof family !== 'string' || typeof version !== 'number') return undefined;
-  return tenant === '' ? undefined : { tenant, family, version };
+  if (tenant === '') return undefined;
+  return { tenant, family, version, ...(typeof target === 'string' && { target }) };
 }
 
 /** Raises the epoch and tells every instance. Answers the new one. */
@@ -183,15 +190,20 @@ export interface StoredDataKey {
   readonly fingerprint: Buffer;
 }
 
+export interface FoundDataKey extends StoredDataKey {
+  /** Targets whose mirror holds it. */
+  readonly mirrored: readonly string[];
+}
+
 export async function findDataKey(
   db: Queryable,
   tenant: string,
   family: string,
   version: number,
-): Promise<StoredDataKey | undefined> {
-  const { rows } = await db.query<StoredDataKey>({
+): Promise<FoundDataKey | undefined> {
+  const { rows } = await db.query<FoundDataKey>({
     name: 'find-data-key',
-    text: 'select wrapped, fingerprint from fieldkeep.data_keys where tenant = $1 and family = $2 and version = $3',
+    text: 'select wrapped, fingerprint, mirrored from fieldkeep.data_keys where tenant = $1 and family = $2 and version = $3',
     values: [tenant, family, version],
   });
   return rows[0];

@@ -4,7 +4,7 @@
  * that its audit entries commit under.
  */
 import { connect } from '../db.ts';
-import { epochChannel, parseWanted, wantedChannel, type KeyName } from './store.ts';
+import { epochChannel, parseWanted, wantedChannel, type Wanted } from './store.ts';
 
 const reconnectAfterMs = 1_000;
 
@@ -12,7 +12,7 @@ export interface Listeners {
   /** Called at every change and after every reconnection: something may have been missed. */
   readonly onChange: () => Promise<void>;
   /** Called for every data key that somebody wants; whoever asked asks again if it does not come. */
-  readonly onWanted?: (name: KeyName) => Promise<void>;
+  readonly onWanted?: (wanted: Wanted) => Promise<void>;
 }
 
 export function watchKeyState(

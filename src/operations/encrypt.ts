@@ -58,8 +58,8 @@ const verb: Verb<EncryptItem, Reading> = {
   },
   compute(work, item, { place }, _decision, facts) {
     const fieldClass = getClass(work.policy, item.class);
-    checkColumn(work.policy, place);
-    return withSealingKey(work, item.class, (key, version) => {
+    const column = checkColumn(work.policy, place);
+    return withSealingKey(work, item.class, column, (key, version) => {
       const ctx = contextBytes(work, version, place);
       const envelope = seal(key, item.class, version.version, ctx, item.value, fieldClass.padTo);
       facts.keyVersion = version.version;

@@ -186,15 +186,19 @@ export function withOpeningKey<T>(
   return key instanceof DataKey ? use(key, version) : key.then((found) => use(found, version));
 }
 
-/** The active version and its key, made on first use. Errors: `keys_not_ready`, `vault_unavailable`. */
+/**
+ * The active version and its key, made on first use, for a column (undefined: one that is not registered). In a target of
+ * its own the column's mirror holds the key before anything is sealed. Errors: `keys_not_ready`, `vault_unavailable`.
+ */
 export function withSealingKey<T>(
   work: Work,
   family: string,
+  column: RegisteredColumn | undefined,
   use: (key: DataKey, version: KeyVersion) => T,
 ): MaybePromise<T> {
   const version = getActive(work.state, family);
   work.service.keyring.used.add(version);
-  const key = work.service.keyring.getOrMake(work.tenant, family, version.version);
+  const key = work.service.keyring.getOrMake(work.tenant, family, version.version, column?.database);
   return key instanceof DataKey ? use(key, version) : key.then((made) => use(made, version));
 }
 

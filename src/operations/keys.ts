@@ -1,6 +1,7 @@
 /** GET /v1/keys and /v1/keys/{family}: versions, states, census, last use, next rotation. For system principals. */
 import { FieldkeepError } from '../errors.ts';
 import type { KeyFamily } from '../keys/version.ts';
+import { listMirrorWarnings } from '../keys/mirror.ts';
 import { listLastUses } from '../keys/store.ts';
 import type { Question } from '../policy/access.ts';
 import { listWarnings } from '../rotation/catalog.ts';
@@ -34,10 +35,8 @@ async function takeCensus(service: Service, family: string): Promise<ColumnCensu
 async function describeFamily(service: Service, known: KeyFamily): Promise<object> {
   const uses = await listLastUses(service.pool, known.family);
   const census = await takeCensus(service, known.family);
-  const warnings = listWarnings(
-    service.catalog,
-    service.policy.columns.filter((each) => each.class === known.family),
-  );
+  const columns = service.policy.columns.filter((each) => each.class === known.family);
+  const warnings = [...listWarnings(service.catalog, columns), ...(await listMirrorWarnings(service.pool, columns))];
   const versions = [...known.versions.values()].map(({ version, state, createdAt, activatedAt }) => ({
     version,
     state,

@@ -47,13 +47,13 @@ const verb: Verb<ReencryptItem, ReencryptReading> = {
   async compute(work, item, { envelope, place }, _decision, facts) {
     const fieldClass = getClass(work.policy, envelope.family);
     const target = item.to ?? place;
-    checkColumn(work.policy, target);
+    const column = checkColumn(work.policy, target);
     facts.input = envelopeDigest(envelope);
     const value = await withOpeningKey(work, envelope, (key, version) => {
       if (key === undefined) throw decryptionFailed();
       return open(key, envelope, contextBytes(work, version, place));
     });
-    return await withSealingKey(work, envelope.family, (key, version) => {
+    return await withSealingKey(work, envelope.family, column, (key, version) => {
       const ctx = contextBytes(work, version, target);
       const sealed = seal(key, envelope.family, version.version, ctx, value, fieldClass.padTo);
       facts.keyVersion = version.version;

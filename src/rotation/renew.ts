@@ -221,7 +221,8 @@ export class Renewer {
   #seal(slot: Slot, row: Row, name: string, plaintext: string): Maybe<Patch> {
     const tenant = getTenant(row);
     const active = getActive(this.#state, slot.column.class);
-    return after(this.#keyring.getOrMake(tenant, active.family, active.version), (key: DataKey) => {
+    const { database } = this.#table;
+    return after(this.#keyring.getOrMake(tenant, active.family, active.version, database), (key: DataKey) => {
       const ctx = this.#context(slot, active, tenant, name);
       const envelope = seal(key, active.family, active.version, ctx, plaintext, slot.fieldClass.padTo);
       return this.#patch(slot, formatEnvelope(envelope), this.#tokens(slot, active, key, tenant, plaintext));

@@ -11,8 +11,10 @@
 import { randomUUID } from 'node:crypto';
 import { waitOutIntake } from '../audit/store.ts';
 import { sqlState, type Client } from '../db.ts';
+import { FieldkeepError } from '../errors.ts';
 import { versionSettings } from '../keys/families.ts';
 import { canaryTenant, countUnready } from '../keys/instances.ts';
+import { mirrorVersion, mustBeKnown } from '../keys/mirror.ts';
 import type { RootKeys } from '../keys/root-keys.ts';
 import {
   activateVersion,
@@ -65,6 +67,7 @@ const uniqueViolation = '23505';
 
 /** Rotates the root key and records v+1. A crash in between costs an unused root key version, nothing else. */
 async function makeVersion(shop: DriverShop, run: Run, family: string, version: number): Promise<void> {
+  await mustBeKnown(shop.pool, family);
   const transitVersion = await shop.rootKeys.rotate(family);
   const made = { family, version, state: 'pending', transitVersion, ...versionSettings(shop.policy, family) } as const;
   try {
@@ -88,6 +91,18 @@ function areTokensKnown(shop: DriverShop, run: Run, family: string): boolean {
   return run.pendingAt !== undefined && msSince(run, run.pendingAt) >= searchTokenTtlMs;
 }
 
+/**
+ * Into the mirrors of the family's targets, so that sealing goes on there after the activation. An emergency does not wait
+ * for a target that is away: what is sealed there meanwhile waits for its mirror.
+ */
+async function mirrorKeys(shop: DriverShop, run: Run, made: { family: string; version: number }): Promise<void> {
+  try {
+    await mirrorVersion(shop.pool, (target) => shop.targets.find(target), shop.policy, made);
+  } catch (error) {
+    if (!run.compromised || !(error instanceof FieldkeepError) || error.code !== 'keys_not_ready') throw error;
+  }
+}
+
 /** Makes v+1 ready everywhere and activates it; comes back early while somebody is not ready. */
 async function prepareVersion(shop: DriverShop, run: Run, family: string, version: number): Promise<void> {
   await shop.keyring.refresh();
@@ -102,6 +117,7 @@ async function prepareVersion(shop: DriverShop, run: Run, family: string, versio
   await shop.keyring.getOrMake(canaryTenant, family, version);
   const tenants = await listTenantsLacking(shop.pool, family, version - 1, version);
   for (const tenant of tenants) await shop.keyring.getOrMake(tenant, family, version);
+  await mirrorKeys(shop, run, { family, version });
   if ((await countUnready(shop.pool, family, version)) > 0) return;
   if (!run.compromised && !areTokensKnown(shop, run, family)) return;
   await activate(shop, run, family, version);

@@ -57,7 +57,10 @@ export interface TestService {
 
 const systemPrincipals = new Set(['operator', 'security-auditor', 'security-lead']);
 
-export interface TestServiceOptions extends Pick<Partial<ServiceOptions>, 'policy' | 'role' | 'families' | 'now'> {
+export interface TestServiceOptions extends Pick<
+  Partial<ServiceOptions>,
+  'policy' | 'role' | 'families' | 'now' | 'targets'
+> {
   /** A file of this service's own where absent. */
   readonly rootKeys?: RootKeys;
   /** Shared with another service, and dropped by whoever made it. */
@@ -66,7 +69,7 @@ export interface TestServiceOptions extends Pick<Partial<ServiceOptions>, 'polic
 }
 
 export async function openTestService(options: TestServiceOptions = {}): Promise<TestService> {
-  const { policy = shippedPolicy, role = 'all', families, now, requestDeadlineMs = 10_000 } = options;
+  const { policy = shippedPolicy, role = 'all', families, now, targets, requestDeadlineMs = 10_000 } = options;
   const database = options.database ?? (await createDatabase());
   const home = mkdtempSync(join(tmpdir(), 'fieldkeep-service-'));
   const rootKeys = options.rootKeys ?? (await openEmbeddedRootKeys(join(home, 'root-keys.json')));
@@ -82,6 +85,7 @@ export async function openTestService(options: TestServiceOptions = {}): Promise
     ...{ databaseUrl: database.serviceUrl, rootKeys, policy, log, role },
     ...(families !== undefined && { families }),
     ...(now !== undefined && { now }),
+    ...(targets !== undefined && { targets }),
   });
   const issuer = await openIssuer(home);
   const tls = await ensureTls(home);
