@@ -59,6 +59,7 @@ describe('rotation/adoption of a live table', () => {
   async function open(more: { tenants?: string[] } = {}) {
     const service = roleOf(target.serviceUrl);
     await owner.query(`
+      truncate fieldkeep.wrapped_keys;
       drop table if exists public.people;
       create table public.people (id bigint primary key, tenant text not null, salary numeric(12,2), salary_enc text,
         ssn varchar(11), ssn_enc text, ssn_eq text);
