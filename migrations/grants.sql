@@ -25,6 +25,13 @@ grant select, insert, update on fieldkeep.rotation_rehearsals, fieldkeep.registe
 grant select, insert, update (used_at) on fieldkeep.approvals to :service;
 grant select, insert on fieldkeep.approval_decisions to :service;
 
+-- retiring and destroying: which columns are guarded is the owner's to say
+grant select on fieldkeep.guarded_columns to :service;
+grant execute on function fieldkeep.fe_guard_add(text, text, text, int, boolean),
+  fieldkeep.fe_guard_validate(text, text, text, int) to :service;
+grant select, insert, update on fieldkeep.guards, fieldkeep.watches to :service;
+grant select, insert, update on fieldkeep.destructions to :service;
+
 -- the demo's table: what re-encryption needs, and no more
 grant usage on schema demo to :service;
 grant select (id, tenant, ssn, ssn_eq, bank, salary), update (ssn, ssn_eq, bank, salary) on demo.employees to :service;

@@ -79,3 +79,93 @@ create table if not exists fieldkeep.wrapped_keys (
 );
 create index if not exists wrapped_keys_version on fieldkeep.wrapped_keys (family, version);
 grant select, insert, delete, update (state, activated_at) on fieldkeep.wrapped_keys to :service;
+
+-- ── guards ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+-- When a key version is retired, each registered column gets a CHECK constraint that refuses its envelopes. The service's
+-- role owns no table, so it asks these functions, which act on the columns that the owner lists:
+--
+--     insert into fieldkeep.guarded_columns values ('app', 'people', 'ssn') on conflict do nothing;
+--
+-- Run this file as the owner of the tables: the functions have the rights of whoever installs them.
+
+-- The columns whose guards the service may change: their owner lists them, nobody else. The functions below run with the
+-- rights of whoever installs them, which must be the tables' owner, and touch nothing that is not listed here.
+create table if not exists fieldkeep.guarded_columns (
+  schema_name text not null,
+  table_name text not null,
+  column_name text not null,
+  primary key (schema_name, table_name, column_name)
+);
+
+-- Errors unless the owner has listed the column.
+create or replace function fieldkeep.fe_guard_check(p_schema text, p_table text, p_column text)
+returns void language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  if exists (select from fieldkeep.guarded_columns g
+             where (g.schema_name, g.table_name, g.column_name) = (p_schema, p_table, p_column)) then
+    return;
+  end if;
+  raise exception 'column % of table %.% is not in fieldkeep.guarded_columns', p_column, p_schema, p_table
+    using errcode = 'insufficient_privilege';
+end $$;
+
+-- What the guards of a column are called, before their version: 63 bytes hold a long column's name only as a hash.
+create or replace function fieldkeep.fe_guard_prefix(p_column text)
+returns text language sql immutable parallel safe set search_path = pg_catalog, pg_temp
+return 'fe_guard_' || case when octet_length(p_column) <= 44 then p_column else md5(p_column) end || '_';
+
+-- Has the table refuse envelopes of versions below p_version from now on, and plaintext too unless p_plaintext. Rows that
+-- are there are looked at by fe_guard_validate. Holds the table for an instant; with lock_timeout set it may fail (55P03).
+create or replace function fieldkeep.fe_guard_add(
+  p_schema text, p_table text, p_column text, p_version int, p_plaintext boolean)
+returns void language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  guard text := fieldkeep.fe_guard_prefix(p_column) || p_version;
+  standing text;
+begin
+  perform fieldkeep.fe_guard_check(p_schema, p_table, p_column);
+  if p_version is null or p_plaintext is null or p_version not between 2 and 999999999 then
+    raise exception 'a guard refuses what is older than a version from 2 on' using errcode = 'invalid_parameter_value';
+  end if;
+  select pg_get_constraintdef(c.oid) into standing from pg_constraint c
+  where c.conrelid = format('%I.%I', p_schema, p_table)::regclass and c.conname = guard;
+  if standing is not null and (strpos(standing, ' = 0)') > 0) = p_plaintext then
+    return;
+  end if;
+  execute format('alter table %I.%I %s add constraint %I check (%s fieldkeep.fe_version(%I) >= %s) not valid',
+    p_schema, p_table, case when standing is null then '' else format('drop constraint %I,', guard) end, guard,
+    case when p_plaintext then format('fieldkeep.fe_version(%I) = 0 or', p_column) else '' end, p_column, p_version);
+end $$;
+
+-- Looks at every row: one of an older version makes it fail (23514). Readers and writers go on meanwhile. Then the guards
+-- of older versions go; where that would have to wait too long for a lock, they stay until the next call.
+create or replace function fieldkeep.fe_guard_validate(p_schema text, p_table text, p_column text, p_version int)
+returns void language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  guarded regclass := format('%I.%I', p_schema, p_table)::regclass;
+  prefix text := fieldkeep.fe_guard_prefix(p_column);
+  lower_guard text;
+begin
+  perform fieldkeep.fe_guard_check(p_schema, p_table, p_column);
+  if not exists (select from pg_constraint c
+                 where c.conrelid = guarded and c.conname = prefix || p_version and c.convalidated) then
+    execute format('alter table %I.%I validate constraint %I', p_schema, p_table, prefix || p_version);
+  end if;
+  for lower_guard in
+    select c.conname from pg_constraint c
+    where c.conrelid = guarded and c.contype = 'c' and starts_with(c.conname::text, prefix)
+      and case when substr(c.conname::text, length(prefix) + 1) ~ '^[0-9]{1,9}$'
+               then substr(c.conname::text, length(prefix) + 1)::int < p_version end
+  loop
+    begin
+      execute format('alter table %I.%I drop constraint %I', p_schema, p_table, lower_guard);
+    exception when lock_not_available then null;
+    end;
+  end loop;
+end $$;
+
+revoke all on function fieldkeep.fe_guard_add(text, text, text, int, boolean),
+  fieldkeep.fe_guard_validate(text, text, text, int) from public;
+grant select on fieldkeep.guarded_columns to :service;
+grant execute on function fieldkeep.fe_guard_add(text, text, text, int, boolean),
+  fieldkeep.fe_guard_validate(text, text, text, int) to :service;

@@ -5,10 +5,22 @@ import { getService, mustBeOk, openApi, run, type Caller } from './support.ts';
 
 const operator: Caller = { name: 'operator' };
 
+interface Version {
+  readonly version: number;
+  readonly state: string;
+  readonly lastUsedAt?: string;
+  readonly retirement?: {
+    readonly missing: readonly { what: string; until?: string }[];
+    readonly destroyable: boolean;
+    readonly approvals?: number;
+  };
+  readonly destruction?: { readonly status: string; readonly problem?: string; readonly refused?: string };
+}
+
 interface Family {
   readonly family: string;
   readonly active?: number;
-  readonly versions: readonly { version: number; state: string; lastUsedAt?: string }[];
+  readonly versions: readonly Version[];
   readonly census: readonly { table: string; column: string; versions: Readonly<Record<string, number>> }[];
   readonly nextRotationAt?: string;
   readonly warnings?: readonly string[];
@@ -19,6 +31,27 @@ const format = (n: number) => n.toLocaleString('en-US');
 function nameVersion(version: string): string {
   if (version === '0') return 'plaintext';
   return version === '-1' ? 'malformed' : `v${version}`;
+}
+
+const minute = (time: string) => `${time.slice(0, 16).replace('T', ' ')} UTC`;
+
+/** What a version that was followed still lacks, or what became of it. */
+function describeVersion(family: string, { version, retirement, destruction }: Version): string[] {
+  const lines: string[] = [];
+  const { status, problem, refused } = destruction ?? {};
+  if (status === 'destroying')
+    lines.push(`v${version} is being destroyed${problem === undefined ? '' : `: ${problem}`}`);
+  if (status === 'destroyed' && problem !== undefined) lines.push(`v${version} is destroyed; ${problem}`);
+  if (refused !== undefined) lines.push(`v${version} was not destroyed: ${refused}`);
+  if (retirement === undefined || status === 'destroying') return lines;
+  const { missing, destroyable, approvals } = retirement;
+  const needs = approvals === undefined ? 'the policy names nobody who may agree' : `${approvals} people have to agree`;
+  if (destroyable) {
+    const command = `npm run keys -- destroy ${family} ${version} --reason "…"`;
+    return [...lines, `v${version} may be destroyed (${needs}): ${command}`];
+  }
+  const lacks = missing.map(({ what, until }) => (until === undefined ? what : `${what} by ${minute(until)}`));
+  return [...lines, `v${version} cannot be destroyed yet. It lacks ${lacks.join('; ')}. Then ${needs}`];
 }
 
 function describeFamily(family: Family): string[] {
@@ -35,6 +68,8 @@ function describeFamily(family: Family): string[] {
     const text = Object.entries(counts).map(([version, n]) => `${nameVersion(version)}: ${format(n)}`);
     lines.push(`${' '.repeat(11)}${table}.${column}  ${text.length === 0 ? 'empty' : text.join('  ')}`);
   }
+  const told = family.versions.flatMap((each) => describeVersion(family.family, each));
+  lines.push(...told.map((line) => `${' '.repeat(11)}${line}`));
   for (const warning of family.warnings ?? []) lines.push(`${' '.repeat(11)}Mind: ${warning}`);
   return lines;
 }

@@ -3,7 +3,7 @@ import type { Api } from '../support.ts';
 import { mustBeOk } from '../support.ts';
 import { getUnfinished, operator } from './control.ts';
 
-interface Approval {
+export interface Approval {
   readonly id: string;
   readonly status: string;
   readonly expiresAt: string;
@@ -11,25 +11,34 @@ interface Approval {
   readonly received: number;
   readonly approvers: readonly string[];
   readonly decisions: readonly { person: string }[];
-  readonly details: { readonly failures?: readonly { table: string; column: string; rows: number }[] };
+  readonly details: {
+    readonly failures?: readonly { table: string; column: string; rows: number }[];
+    readonly guards?: readonly { table: string; column: string; version: number; validatedAt: string }[];
+    readonly waived?: readonly string[];
+  };
 }
 
 /** As a word for the shell. */
-const quote = (text: string) => `'${text.replaceAll("'", `'\\''`)}'`;
+export const quote = (text: string) => `'${text.replaceAll("'", `'\\''`)}'`;
 const command = (rest: string) => `  npm run rotate -- ${rest}\n`;
 
-function describePending(family: string, reason: string, approval: Approval): string {
+/** Who has still to agree, and what to run `then`. */
+export function describeVotes(approval: Approval, then: string): string {
   const { id, required, received, expiresAt, approvers, decisions } = approval;
-  const rows = (approval.details.failures ?? []).map((each) => `  ${each.table}.${each.column}: ${each.rows}\n`);
   const heard = decisions.map(({ person }) => person);
   const asked = approvers
     .filter((name) => !heard.includes(name))
     .map((name) => command(`--approve ${id} --as ${name} --reason "…"`));
-  const then = command(`${family} --waive --reason ${quote(reason)} --approval ${id}`);
-  const head = `Approval ${id} is about giving up rows that do not open:\n${rows.join('')}`;
-  if (received >= required) return `${head}It has what it needs. Until ${expiresAt}:\n${then}`;
+  if (received >= required) return `It has what it needs. Until ${expiresAt}:\n${then}`;
   const wants = `It has ${received} of ${required} approvals. Until ${expiresAt}, by any of (--deny ends it):\n`;
-  return `${head}${wants}${asked.join('')}Then:\n${then}`;
+  return `${wants}${asked.join('')}Then:\n${then}`;
+}
+
+function describePending(family: string, reason: string, approval: Approval): string {
+  const rows = (approval.details.failures ?? []).map((each) => `  ${each.table}.${each.column}: ${each.rows}\n`);
+  const then = command(`${family} --waive --reason ${quote(reason)} --approval ${approval.id}`);
+  const head = `Approval ${approval.id} is about giving up rows that do not open:\n${rows.join('')}`;
+  return head + describeVotes(approval, then);
 }
 
 /** Asks, or with an approval does it. Answers the body of the answer, and sentences for people. */

@@ -1,7 +1,8 @@
 /** The description of the API (OpenAPI 3.1), made from the route table and the schemas that validate. */
 import { statuses } from './problem.ts';
 import { routes, type Route } from './routes.ts';
-import { jsonSchema, pendingAnswer, problemAnswer, type AnswerSchema } from './schemas.ts';
+import { pendingAnswer, problemAnswer, type AnswerSchema } from './answers.ts';
+import { jsonSchema } from './schemas.ts';
 
 type Json = Readonly<Record<string, unknown>>;
 
@@ -37,14 +38,15 @@ function describeAnswer(description: string, answer: AnswerSchema): Json {
 
 function describeRoute(route: Route): Json {
   const body = requestBody(route);
-  const status = route.operation === 'rotate' ? '202' : '200';
+  const isLater = route.operation === 'rotate' || route.operation === 'destroyVersion';
   return {
     operationId: route.operation,
     parameters: parameters(route),
     ...(body && { requestBody: body }),
     responses: {
-      [status]: describeAnswer('Done.', route.answer),
-      ...(route.approval === true && { 202: describeAnswer('Waits until other people agree.', pendingAnswer) }),
+      [isLater ? 202 : 200]: describeAnswer('Done.', route.answer),
+      ...(route.approval === true &&
+        !isLater && { 202: describeAnswer('Waits until other people agree.', pendingAnswer) }),
       default: { $ref: '#/components/responses/Problem' },
     },
   };

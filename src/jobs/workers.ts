@@ -1,16 +1,18 @@
 /**
  * Takes runs further: every few seconds, and at once after start, a tick looks at what is stored (families that are due,
- * plaintext to adopt, runs and ranges that are not finished) and does or sends what comes next. Timers only wake it; a
- * tick that was missed is made good by the next.
+ * plaintext to adopt, envelopes that came late, guards and destructions, runs and ranges that are not finished) and does or
+ * sends what comes next. Timers only wake it; a tick that was missed is made good by the next.
  */
 import { CronTime } from 'cron';
 import type { PgBoss } from 'pg-boss';
 import { describeError } from '../errors.ts';
 import { MirrorKeeper } from '../keys/mirror-keeper.ts';
+import { carryOutOpen } from '../rotation/destroy.ts';
 import { advance, listWorkable, startAdoption, startDue, type DriverShop } from '../rotation/run.ts';
 import { workRange } from '../rotation/range.ts';
 import { LeaseLost, listFreeRanges, releaseForgotten, setRangeError } from '../rotation/range-store.ts';
 import { listUnfinished } from '../rotation/store.ts';
+import { watchDone } from '../rotation/watch.ts';
 import { rangeQueue, type RangeJob } from './queues.ts';
 
 const everyTwoSeconds = '*/2 * * * * *';
@@ -71,6 +73,8 @@ export async function startWorkers(
     if (unindexed) lookedUnindexedAt = performance.now();
     await attempt(() => startDue(shop()));
     await attempt(() => startAdoption(shop(), unindexed));
+    await attempt(() => watchDone(shop()));
+    await attempt(() => carryOutOpen(shop()));
   }
 
   async function look(): Promise<void> {

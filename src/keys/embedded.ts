@@ -159,15 +159,25 @@ export async function openEmbeddedRootKeys(path: string): Promise<RootKeys> {
         key.fill(0);
       }
     },
+    // eslint-disable-next-line @typescript-eslint/require-await -- a throw must reach the caller as a rejection
+    async findOldest(name) {
+      const family = families.get(name);
+      if (family === undefined) throw new RootKeyError(`Family ${name} has no root key.`, { refused: true });
+      return family.oldest;
+    },
     async destroyBelow(name, minVersion) {
       const family = families.get(name);
       if (family === undefined) throw new RootKeyError(`Family ${name} has no root key.`, { refused: true });
-      for (const version of Object.keys(family.versions)) {
-        if (Number(version) < minVersion) delete family.versions[version];
+      const left = Object.entries(family.versions).filter(([version]) => Number(version) >= minVersion);
+      families.set(name, { oldest: Math.max(family.oldest, minVersion), versions: Object.fromEntries(left) });
+      try {
+        await save();
+      } catch (error) {
+        families.set(name, family); // the file still has them: nothing is given up
+        throw error;
       }
-      family.oldest = Math.max(family.oldest, minVersion);
-      await save();
     },
+    keepFrom: () => Promise.resolve(), // versions go in one step here
     async getSigningKey() {
       const spki = createPublicKey(await getSigner()).export({ format: 'der', type: 'spki' });
       return { version: 1, publicKey: spki.subarray(-32) };

@@ -14,11 +14,15 @@ export interface RootKeys {
   makeDataKey(family: string, transitVersion: number, context: Buffer): Promise<string>;
   /** Opens a wrapped data key. The caller owns the bytes and wipes them. */
   unwrap(family: string, wrapped: string, context: Buffer): Promise<Buffer>;
+  /** The oldest version of the family's root key that was not given up; 0 where the keeper has given up none yet. */
+  findOldest(family: string): Promise<number>;
   /**
    * Gives up every version below `minVersion` for ever. Returns once the keeper has confirmed that they are gone; refused
    * where the root key could have been copied out.
    */
   destroyBelow(family: string, minVersion: number): Promise<void>;
+  /** Has the version and later ones unwrap again, where giving them up was begun and not done. */
+  keepFrom(family: string, version: number): Promise<void>;
   /** The public half of the Ed25519 key that signs checkpoints, 32 bytes; made if there is none. */
   getSigningKey(): Promise<SigningKey>;
   /** Signs with that key (RFC 8032, 64 bytes). */

@@ -200,6 +200,9 @@ export function openTransit({ vault, session, mount }: TransitOptions): RootKeys
         setImmediate(flush, name);
       });
     },
+    async findOldest(family) {
+      return readSettings(await call('GET', `keys/${transitKeyName(family)}`)).minAvailable;
+    },
     async destroyBelow(family, minVersion) {
       const name = transitKeyName(family);
       const before = readSettings(await call('GET', `keys/${name}`));
@@ -218,6 +221,14 @@ export function openTransit({ vault, session, mount }: TransitOptions): RootKeys
       const after = readSettings(await call('GET', `keys/${name}`));
       if (after.minAvailable >= minVersion) return;
       throw new RootKeyError(`Vault has not trimmed ${name} to version ${minVersion}.`, { refused: true });
+    },
+    async keepFrom(family, version) {
+      const name = transitKeyName(family);
+      const { data = {} } = await call('GET', `keys/${name}`);
+      if (Number(data.min_decryption_version) <= version) return;
+      // Encryption under an older version than the newest is not asked for anyway; 0 is what keys are made with.
+      const minimums = { min_encryption_version: 0, min_decryption_version: version };
+      await call('POST', `keys/${name}/config`, minimums);
     },
     async getSigningKey() {
       const { data = {} } = await ensureKey(signingKeyName, signingKeySettings);

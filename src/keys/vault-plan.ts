@@ -5,7 +5,7 @@
  *     fieldkeep-api-<family>      faces agents: unwraps data keys of the family, nothing else
  *     fieldkeep-worker-<family>   faces nobody: makes data keys, rotates, unwraps; opens what others sealed while it is adopted
  *     fieldkeep-audit             signs checkpoints
- *     fieldkeep-operator          raises minimal versions and trims, so that destroyed versions are gone
+ *     fieldkeep-operator          raises minimal versions and trims, so that destroyed versions are gone, and signs that
  *
  * Nobody may export, back up, restore or delete a key. The operator's `config` takes the two minimums only: with all of it
  * `exportable` could be set, for ever, and a copy from before a trim opens what was destroyed.
@@ -89,7 +89,7 @@ function listPolicies(mount: string, families: readonly string[], needs: readonl
     allow(`${mount}/sign/${signingKeyName}`, ['update']),
   ];
   policies.set('fieldkeep-audit', `${sign.join('\n')}\n`);
-  policies.set('fieldkeep-operator', `${operator.join('\n')}\n`);
+  policies.set('fieldkeep-operator', `${[...operator, ...sign].join('\n')}\n`);
   return policies;
 }
 

@@ -18,7 +18,7 @@ import { unadopted, type ColumnKind } from '../rotation/work.ts';
 import type { Service } from '../service.ts';
 import { performCall, type Computed } from './call.ts';
 import { findAnswer, insertAnswer } from './idempotency.ts';
-import { questionsAbout } from './keys.ts';
+import { questionsAbout } from './questions.ts';
 import { needsApproval } from './needs-approval.ts';
 import { type Call, type Operation, type Result } from './perform.ts';
 

@@ -12,6 +12,7 @@ import {
 import { decideApproval, getApproval, listApprovals } from './approvals.ts';
 import { cancelRotation, pauseRotation, resumeRotation } from './control.ts';
 import { decrypt } from './decrypt.ts';
+import { destroyVersion, getCertificate } from './destroy.ts';
 import { encrypt } from './encrypt.ts';
 import { listEntries } from './entries.ts';
 import { getKey, listKeys } from './keys.ts';
@@ -34,6 +35,8 @@ const operations = {
   listKeys,
   getKey,
   rotate,
+  destroyVersion,
+  getCertificate,
   listRotations,
   getRotation,
   listFailures,

@@ -5,7 +5,7 @@ import type { Policy } from '../policy/policy.ts';
 import type { Service } from '../service.ts';
 import { findApproval, insertDecision, listStored, type StoredApproval } from './approval-store.ts';
 import { performCall } from './call.ts';
-import { questionsAbout } from './keys.ts';
+import { questionsAbout } from './questions.ts';
 import { Overtaken, type Call, type Operation } from './perform.ts';
 import { badCursor, uuidPattern } from './rotations.ts';
 

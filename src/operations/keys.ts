@@ -3,25 +3,14 @@ import { FieldkeepError } from '../errors.ts';
 import type { KeyFamily } from '../keys/version.ts';
 import { listMirrorWarnings } from '../keys/mirror.ts';
 import { listLastUses } from '../keys/store.ts';
-import type { Question } from '../policy/access.ts';
 import { listWarnings } from '../rotation/catalog.ts';
 import { countVersions, type ColumnCensus } from '../rotation/census.ts';
 import { databaseOf } from '../rotation/targets.ts';
 import type { Service } from '../service.ts';
 import { performCall } from './call.ts';
+import { questionsAbout } from './questions.ts';
 import type { Operation } from './perform.ts';
-
-/** Whoever may rotate or destroy the family, or read the audit, may see what state it is in. */
-export function questionsAbout(family: string | undefined, service: Service): Question[] {
-  const families = family === undefined ? [...service.policy.classes.keys()] : [family];
-  return [
-    ...families.flatMap((each): Question[] => [
-      { action: 'rotate', class: each },
-      { action: 'destroy', class: each },
-    ]),
-    { action: 'audit' },
-  ];
-}
+import { describeDestructions, describeRetirements } from './retirement.ts';
 
 async function takeCensus(service: Service, family: string): Promise<ColumnCensus[]> {
   const census: ColumnCensus[] = [];
@@ -37,12 +26,16 @@ async function describeFamily(service: Service, known: KeyFamily): Promise<objec
   const census = await takeCensus(service, known.family);
   const columns = service.policy.columns.filter((each) => each.class === known.family);
   const warnings = [...listWarnings(service.catalog, columns), ...(await listMirrorWarnings(service.pool, columns))];
+  const retirements = await describeRetirements(service, known.family);
+  const destructions = await describeDestructions(service, known.family);
   const versions = [...known.versions.values()].map(({ version, state, createdAt, activatedAt }) => ({
     version,
     state,
     createdAt,
     activatedAt,
     lastUsedAt: uses.get(version),
+    retirement: retirements.get(version),
+    destruction: destructions.get(version),
   }));
   return {
     family: known.family,

@@ -8,8 +8,9 @@ import { findRun, listRuns, type Run } from '../rotation/store.ts';
 import { columnsOf } from '../rotation/work.ts';
 import type { Service } from '../service.ts';
 import { performCall } from './call.ts';
-import { questionsAbout } from './keys.ts';
+import { questionsAbout } from './questions.ts';
 import type { Operation } from './perform.ts';
+import { describeRetirements } from './retirement.ts';
 
 const limitDefault = '100';
 export const uuidPattern = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
@@ -25,9 +26,19 @@ export function badCursor(): FieldkeepError {
   return new FieldkeepError('request_invalid', 'The cursor is not one that a page ended with.');
 }
 
-/** With what will make an unfinished run slow or stand in its way. */
+/** After the newest rotation of a family: what the versions before lack before they may be destroyed. */
+async function findRetirement(service: Service, run: Run): Promise<object | undefined> {
+  const { family, version, phase } = run;
+  const known = family === undefined ? undefined : service.keyring.state.families.get(family);
+  if (phase !== 'done' || known === undefined || known.active !== version) return undefined;
+  const versions = [...(await describeRetirements(service, known.family))];
+  return versions.length === 0 ? undefined : versions.map(([each, told]) => ({ version: each, ...told }));
+}
+
+/** With what will make an unfinished run slow or stand in its way; of a done one, with what comes after it. */
 async function view(service: Service, run: Run): Promise<object> {
-  const shown = await viewRun(service.pool, run);
+  const retirement = await findRetirement(service, run);
+  const shown = { ...(await viewRun(service.pool, run)), ...(retirement !== undefined && { retirement }) };
   const warnings = run.doneAt === undefined ? listWarnings(service.catalog, columnsOf(service.catalog, run)) : [];
   return warnings.length === 0 ? shown : { ...shown, warnings };
 }

@@ -1,103 +1,61 @@
 /**
- * Destroys a key version: afterwards no copy of its wrapped data keys, from whatever dump, opens by any means.
+ * Carries out what was agreed to: a key version is destroyed, and afterwards no copy of its wrapped data keys, from whatever
+ * dump, opens by any means.
  *
- *     checked     the state, oldest first, no rotation under way, no root key that could have been copied out
- *     counted     writers waited out, then every registered column: one value of this version, or one that cannot be
- *                 counted, and nothing is destroyed
+ *     asked       the approval used and the destruction recorded, in one transaction (operations/destroy.ts)
+ *     checked     once more, right before the end (evidence.ts): what is not so any more, a late envelope, refuses it for
+ *                 good; the version goes on opening
  *     destroyed   at the keeper of root keys, which confirms it
  *     recorded    state, deleted data keys and audit entry in one transaction
+ *     certified   copies elsewhere removed, the certificate made and signed
  *
- * Root keys go first and the record follows: if we die between the two, the same call finds the keeper done and records.
+ * Every step may be done by any process: the workers' tick, or an operator's command where only people may trim at Vault.
+ * Root keys go first and the record follows: if we die between the two, whoever comes next finds the keeper done, and
+ * records. From the keeper's yes on nothing is checked or refused any more.
  */
 import { randomUUID } from 'node:crypto';
-import { formatEntry } from '../audit/entry.ts';
 import { waitOutIntake } from '../audit/store.ts';
+import { formatEntry } from '../audit/entry.ts';
 import { FieldkeepError } from '../errors.ts';
-import type { RootKeys } from '../keys/root-keys.ts';
+import { listTargets, removeMirrored } from '../keys/mirror.ts';
+import { RootKeyError, type RootKeys } from '../keys/root-keys.ts';
 import { raiseEpoch, setDestroyed } from '../keys/store.ts';
-import type { KeyFamily, KeyVersion } from '../keys/version.ts';
-import { loadCatalog } from './catalog.ts';
-import { countVersions, waitOutWriters } from './census.ts';
+import { transitKeyName } from '../keys/transit.ts';
+import { makeCertificate, signCertificate } from './certificate.ts';
+import * as store from './destroy-store.ts';
+import type { Destruction } from './destroy-store.ts';
 import { appendAlways } from './entries.ts';
+import { checkTurn, examineVersion, findFloor, NotNow } from './evidence.ts';
 import type { Workshop } from './scan.ts';
-import { findUnfinished } from './store.ts';
-import { databaseOf } from './targets.ts';
 
 const waitOutMaxMs = 10_000;
+const leaseMs = 15_000;
+/** An outage passes; what the keeper refuses to this process, a person has to do. */
+const retryMs = 10_000;
+const retryRefusedMs = 3_600_000;
 
-export interface Destruction {
-  readonly family: string;
-  readonly version: number;
-  /** Who asked, and why; both go to the audit log. */
-  readonly by: string;
-  readonly reason: string;
-}
-
-type DestroyShop = Pick<Workshop, 'pool' | 'targets' | 'keyring' | 'audit' | 'policy'> & {
+export interface DestroyShop extends Workshop {
   readonly rootKeys: RootKeys;
-};
-
-function conflict(detail: string): FieldkeepError {
-  return new FieldkeepError('conflict', detail);
 }
 
-/** The version, if its turn has come. Errors: `class_unknown`, `version_unknown`, `conflict`. */
-function checkTurn(found: KeyFamily | undefined, { family, version }: Destruction): KeyVersion {
-  if (found === undefined) throw new FieldkeepError('class_unknown', `There is no key family ${family}.`);
-  const asked = found.versions.get(version);
-  if (asked === undefined) throw new FieldkeepError('version_unknown', `Family ${family} has no version ${version}.`);
-  if (asked.state === 'active' || asked.state === 'pending') {
-    throw conflict(`Version ${version} of family ${family} is ${asked.state}: rotate first.`);
-  }
-  // A compromised version may be the last one: nothing that follows says how far its root key may go.
-  if (found.active === undefined) throw conflict(`Family ${family} has no active version: rotate first.`);
-  const older = [...found.versions.values()].find((each) => each.version < version && each.state !== 'destroyed');
-  if (older === undefined) return asked;
-  throw conflict(`Versions are destroyed oldest first: version ${older.version} of family ${family} still stands.`);
-}
+/** Who carries it out, in the audit log: the worker where no person is named. */
+export type By = { readonly person: string } | undefined;
 
-/** Everything below the oldest root key version that a remaining version is wrapped under can go. */
-function findFloor(family: KeyFamily, version: KeyVersion): number {
-  const remaining = [...family.versions.values()].filter((each) => each.version > version.version);
-  const floor = Math.min(...remaining.map((each) => each.transitVersion));
-  if (floor > version.transitVersion) return floor;
-  throw conflict(`A later version of family ${family.family} is wrapped under an older root key version.`);
-}
+/** Another process goes on with it. */
+class LostLease extends Error {}
 
-/** Errors: `conflict` naming the first column that holds the version, or cannot be counted. */
-async function mustBeUnused(shop: DestroyShop, { family, version }: Destruction): Promise<void> {
-  const columns = shop.policy.columns.filter((column) => column.class === family);
-  const catalog = await loadCatalog(shop.targets, columns);
-  for (const { address, column } of columns) {
-    const table = catalog.tables.get(address);
-    if (table === undefined) throw conflict(catalog.problems.get(address) ?? `Table ${address} cannot be counted.`);
-    const db = databaseOf(shop, table);
-    if (!(await waitOutWriters(db, table, waitOutMaxMs))) {
-      throw conflict(`A transaction that writes to ${address} is open: it may hold a value of version ${version}.`);
-    }
-    const { counts } = await countVersions(db, table, column);
-    const held = counts.get(version) ?? 0;
-    if (held > 0) throw conflict(`Column ${column} of ${address} holds ${held} values of version ${version}.`);
-    const malformed = counts.get(-1) ?? 0;
-    if (malformed > 0) {
-      throw conflict(
-        `Column ${column} of ${address} holds ${malformed} malformed envelopes, whose version nobody knows.`,
-      );
-    }
-  }
-}
-
-function entryLine({ family, version, by, reason }: Destruction, error?: FieldkeepError): { line: string } {
+function line(
+  { id, approval, family, version, reason }: Destruction,
+  by: By,
+  step: string,
+  error?: FieldkeepError,
+  requestId: string = randomUUID(),
+): { line: string } {
   return {
     line: formatEntry({
-      v: 1,
-      time: new Date().toISOString(),
-      requestId: randomUUID(),
-      action: 'destroy',
-      person: by,
-      class: family,
-      keyVersion: version,
-      purpose: reason,
+      ...{ v: 1, time: new Date().toISOString(), requestId, action: 'destroy', class: family, keyVersion: version },
+      ...(by === undefined ? { agent: 'fieldkeep-worker' } : { person: by.person }),
+      purpose: `${step} of destruction ${id} under approval ${approval}: ${reason}`,
       decision: 'allow',
       outcome: error === undefined ? 'ok' : 'failed',
       ...(error !== undefined && { code: error.code }),
@@ -105,26 +63,132 @@ function entryLine({ family, version, by, reason }: Destruction, error?: Fieldke
   };
 }
 
-/** Errors: `conflict` while it is in use, `vault_unavailable`; each leaves an entry, and nothing is recorded as destroyed. */
-export async function destroyVersion(shop: DestroyShop, asked: Destruction): Promise<void> {
-  await shop.keyring.refresh();
-  const family = shop.keyring.state.families.get(asked.family);
-  const version = checkTurn(family, asked);
-  if (version.state === 'destroyed') return;
-  try {
-    const rotating = await findUnfinished(shop.pool, asked.family);
-    if (rotating !== undefined) throw conflict(`Family ${asked.family} is rotating (${rotating.id}).`);
-    const floor = findFloor(family!, version);
-    await mustBeUnused(shop, asked);
-    await shop.rootKeys.destroyBelow(asked.family, floor);
-  } catch (error) {
-    if (error instanceof FieldkeepError) await appendAlways(shop, [entryLine(asked, error)]);
-    throw error;
-  }
-  await appendAlways(shop, [entryLine(asked)], async (tx) => {
-    await setDestroyed(tx, asked.family, asked.version);
+/** Everything below this version of the root key goes. */
+function floorOf({ keyring }: DestroyShop, { family, version }: Destruction): number {
+  const known = keyring.state.families.get(family);
+  return findFloor(known!, checkTurn(known, family, version));
+}
+
+/** Errors: `conflict` for what is not as it was agreed to: then nothing is destroyed. */
+async function check(shop: DestroyShop, destruction: Destruction, by: By, driver: string): Promise<void> {
+  const evidence = await examineVersion(shop, destruction, waitOutMaxMs);
+  const agreed = (destruction.details as { waived?: readonly string[] }).waived ?? [];
+  const more = evidence.waived.find((each) => !agreed.includes(each));
+  if (more !== undefined) throw new FieldkeepError('conflict', `What was agreed to does not waive ${more}.`);
+  const oldestBefore = await shop.rootKeys.findOldest(destruction.family);
+  await appendAlways(shop, [line(destruction, by, 'intent')], async (tx) => {
+    if (!(await store.setEvidence(tx, destruction.id, driver, { ...evidence, oldestBefore }))) throw new LostLease();
+  });
+}
+
+async function refuse(shop: DestroyShop, destruction: Destruction, by: By, driver: string, error: FieldkeepError) {
+  const { family, version, evidence } = destruction;
+  const known = shop.keyring.state.families.get(family)?.versions.get(version);
+  // Somebody may have died between the first step at the keeper and the final one: the version must open again.
+  if (evidence !== undefined) await shop.rootKeys.keepFrom(family, known!.transitVersion);
+  await appendAlways(shop, [line(destruction, by, 'refusal', error)], async (tx) => {
+    if (!(await store.setRefused(tx, destruction.id, driver, error.message))) throw new LostLease();
+  });
+}
+
+async function record(shop: DestroyShop, destruction: Destruction, by: By): Promise<void> {
+  const { id, family, version, evidence } = destruction;
+  const { kind } = shop.rootKeys;
+  const answer = {
+    ...{ keeper: kind, key: kind === 'vault' ? transitKeyName(family) : family },
+    ...{ oldestBefore: evidence!.oldestBefore, oldestAfter: await shop.rootKeys.findOldest(family) },
+  };
+  const entry = randomUUID();
+  const told = { answer, entry, by: by?.person ?? 'fieldkeep-worker' };
+  await appendAlways(shop, [line(destruction, by, 'result', undefined, entry)], async (tx) => {
+    if (!(await store.setConfirmed(tx, id, told))) throw new LostLease();
+    await setDestroyed(tx, family, version);
     await raiseEpoch(tx);
   });
+}
+
+/** The version's wrapped keys go from the mirrors of targets, too. Errors: `database_unavailable` naming one that is away. */
+async function removeCopies({ targets, policy }: DestroyShop, family: string, version: number): Promise<void> {
+  const mirrors = [...listTargets(policy)].filter(([, families]) => families.includes(family)).map(([name]) => name);
+  const { left } = await removeMirrored((name) => targets.find(name), mirrors, { family, version });
+  const [first] = left.values();
+  if (first !== undefined) throw new FieldkeepError('database_unavailable', first, { retryAfterSeconds: 30 });
+}
+
+/** Errors: those of the keeper of root keys. False when it was refused. */
+async function destroy(shop: DestroyShop, destruction: Destruction, by: By, driver: string): Promise<boolean> {
+  const { id, family, version, evidence } = destruction;
+  const floor = floorOf(shop, destruction);
+  // Nothing below the floor can be there before the evidence is: then the keeper was asked, and has done it.
+  const isDone = evidence !== undefined && (await shop.rootKeys.findOldest(family)) >= floor;
+  if (!isDone) {
+    try {
+      await check(shop, destruction, by, driver);
+    } catch (error) {
+      const isFinal = error instanceof FieldkeepError && error.code === 'conflict' && !(error instanceof NotNow);
+      if (!isFinal) throw error;
+      await refuse(shop, destruction, by, driver, error);
+      return false;
+    }
+    if (!(await store.claimDestruction(shop.pool, id, driver, leaseMs))) throw new LostLease();
+    await shop.rootKeys.destroyBelow(family, floor);
+  }
+  await record(shop, await store.getDestruction(shop.pool, id), by);
   await waitOutIntake(shop.pool);
   await shop.keyring.refresh();
+  return shop.keyring.state.families.get(family)?.versions.get(version)?.state === 'destroyed';
+}
+
+async function certify(shop: DestroyShop, id: string): Promise<void> {
+  const destruction = await store.getDestruction(shop.pool, id);
+  if (destruction.copiesRemovedAt === undefined) {
+    await removeCopies(shop, destruction.family, destruction.version);
+    await store.setCopiesRemoved(shop.pool, id);
+  }
+  const text = await makeCertificate(shop.pool, destruction);
+  await signCertificate(shop.pool, shop.rootKeys, id, text);
+}
+
+/** What keeps it from its end, as people are told, and when it is worth another try. */
+function describeHold({ family, version, destroyedAt }: Destruction, error: RootKeyError) {
+  if (!error.refused) return { problem: error.message, retryMs };
+  const what =
+    destroyedAt === undefined ? 'Vault does not let the service destroy it' : 'nobody has signed its certificate';
+  const operator = `an operator finishes it with their own login: npm run keys -- destroy ${family} ${version}`;
+  return { problem: `${what} (${error.message}); ${operator}`, retryMs: retryRefusedMs };
+}
+
+/**
+ * Takes a destruction to its end, or as far as it gets. Answers how it stands then. Errors: those of the databases; what the
+ * keeper of root keys says is written down as its `problem`.
+ */
+export async function carryOut(shop: DestroyShop, id: string, by?: By): Promise<Destruction> {
+  const driver = randomUUID();
+  if (!(await store.claimDestruction(shop.pool, id, driver, leaseMs))) return await store.getDestruction(shop.pool, id);
+  const keep = () => void store.claimDestruction(shop.pool, id, driver, leaseMs).catch(() => undefined); // or it is lost
+  const timer = setInterval(keep, leaseMs / 3);
+  let held: { problem: string; retryMs: number } | undefined;
+  try {
+    await shop.keyring.refresh();
+    const destruction = await store.getDestruction(shop.pool, id);
+    const isGone = destruction.destroyedAt !== undefined || (await destroy(shop, destruction, by, driver));
+    if (isGone) await certify(shop, id);
+  } catch (error) {
+    if (error instanceof NotNow) held = { problem: error.message, retryMs };
+    else if (error instanceof RootKeyError) held = describeHold(await store.getDestruction(shop.pool, id), error);
+    else if (!(error instanceof LostLease)) throw error;
+  } finally {
+    clearInterval(timer);
+    await store.releaseDestruction(shop.pool, id, driver, held);
+  }
+  return await store.getDestruction(shop.pool, id);
+}
+
+/** Goes on with everything that was agreed to and is not at its end. An error of one is thrown when all had their turn. */
+export async function carryOutOpen(shop: DestroyShop): Promise<void> {
+  const errors: unknown[] = [];
+  for (const id of await store.listOpen(shop.pool)) {
+    await carryOut(shop, id).catch((error: unknown) => errors.push(error));
+  }
+  if (errors.length > 0) throw errors[0];
 }

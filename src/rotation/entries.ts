@@ -66,6 +66,22 @@ export function batchLine(
   return items === undefined ? record : { ...record, items: items.join('\n') };
 }
 
+/** A step of the guard of a column against envelopes older than `version`. */
+export function guardLine(
+  { family, table, column, version }: { family: string; table: string; column: string; version: number },
+  step: string,
+  outcome: 'ok' | 'failed',
+): { line: string } {
+  return {
+    line: formatEntry({
+      ...{ v: 1, time: new Date().toISOString(), requestId: randomUUID(), action: 'guard', agent: worker },
+      ...{ class: family, table, column, decision: 'allow', outcome },
+      ...(version > 0 && { keyVersion: version }),
+      purpose: `${step} of a guard against older versions`,
+    }),
+  };
+}
+
 /** The worker may always write; an epoch that moved only means that its entry is sent again under the new one. */
 export async function appendAlways(
   shop: { readonly audit: AuditLog; readonly keyring: Keyring },

@@ -27,7 +27,7 @@ import { isIndexed, type Workshop } from './scan.ts';
 import { setBlocked, setDone, type Run } from './store.ts';
 import { databaseOf } from './targets.ts';
 import { measureWal, readWalPositions } from './wal.ts';
-import { columnsOf, sourced, staleOf, type Stale } from './work.ts';
+import { columnsOf, sourced, staleOf, staleVersions, type Stale } from './work.ts';
 
 const rangeRowsMin = 2_000;
 const rangeRowsMax = 50_000;
@@ -209,6 +209,21 @@ async function findObstacle(shop: Workshop, run: Run): Promise<string | undefine
 
 function describePlaintext({ address }: TableShape, { column, from }: RegisteredColumn, rows: number): string {
   return `${address}.${from} still holds ${rows} values beside text in ${column} that is no envelope. Mend those rows; it goes on by itself.`;
+}
+
+/**
+ * Envelopes that came late: of older versions, in columns of a family whose last rotation is done. What was given up in that
+ * one does not count, nor does plaintext, which is adopted.
+ */
+export async function countLate(shop: Workshop, last: Run): Promise<number> {
+  let late = 0;
+  for (const { table, columns } of listTables(shop, last)) {
+    for (const column of columns) {
+      const stale = { column: column.column, value: staleVersions(shop.keyring.state, column) };
+      for (const [, n] of await countEach(databaseOf(shop, table), table, [stale])) late += n;
+    }
+  }
+  return late === 0 ? 0 : Math.max(0, late - (await countWaived(shop, last)));
 }
 
 /** How many of the values that were given up still stand there as they did: old, and not open. */

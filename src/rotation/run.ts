@@ -107,7 +107,11 @@ async function mirrorKeys(shop: DriverShop, run: Run, made: { family: string; ve
 async function prepareVersion(shop: DriverShop, run: Run, family: string, version: number): Promise<void> {
   await shop.keyring.refresh();
   const known = shop.keyring.state.families.get(family)?.versions.get(version);
-  if (known?.state === 'active') return await finishActivation(shop, run); // a process died in the middle of it
+  if (known?.state === 'active') {
+    // A process died in the middle of it; or the run only brings up to date what came late (watch.ts).
+    if (run.pendingAt === undefined) await setPending(shop.pool, run.id);
+    return await finishActivation(shop, run);
+  }
   if (known === undefined) await makeVersion(shop, run, family, version);
   if (run.pendingAt === undefined) {
     await waitOutIntake(shop.pool);
@@ -248,9 +252,9 @@ export async function startDue(shop: Workshop): Promise<string[]> {
 }
 
 /** Rolls the entry back too: nothing was started. */
-class AlreadyRunning extends Error {}
+export class AlreadyRunning extends Error {}
 
-function ignoreAlreadyRunning(error: unknown): void {
+export function ignoreAlreadyRunning(error: unknown): void {
   if (!(error instanceof AlreadyRunning)) throw error;
 }
 

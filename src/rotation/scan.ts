@@ -21,7 +21,7 @@ import type { Range } from './range-store.ts';
 import type { Layout, Opened, Renewer } from './renew.ts';
 import { listRevealed } from './revealed.ts';
 import type { Run } from './store.ts';
-import type { Targets } from './targets.ts';
+import type { Readers, Targets } from './targets.ts';
 import type { Throttle } from './throttle.ts';
 import type { Sources } from './sources.ts';
 import { staleOf, type About, type Stale } from './work.ts';
@@ -38,6 +38,8 @@ export interface Workshop {
   readonly policy: Policy;
   readonly catalog: Catalog;
   readonly sources: Sources;
+  /** Sees everything and changes nothing. */
+  readonly readers: Readers;
 }
 
 /** Requests of the same process are answered between chunks of this many rows. */

@@ -1,15 +1,19 @@
-/** `npm run keys` as a person runs it: a backup into a new database, and a version destroyed at a real Vault. */
+/**
+ * `npm run keys` as a person runs it: a backup into a new database, and a version destroyed: by the service, whose root keys
+ * are a file, and with an operator's login at a real Vault, whose worker may not. And its certificate, verified offline.
+ */
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { connect } from '../../src/db.ts';
 import { createDatabase, type TestDatabase } from '../support/database.ts';
 import { openTestService, type TestService } from '../support/service.ts';
-import { describeVault, mountTransit, openAt, openVaultServer, type VaultServer } from '../support/vault.ts';
+import { parsePolicy } from '../../src/policy/policy.ts';
+import { describeVault, loginAs, openAt, openVaultServer, setUp, type VaultServer } from '../support/vault.ts';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const context = { table: 'demo.employees', column: 'bank', row: '1' };
@@ -69,8 +73,9 @@ describe('npm run keys', function () {
       for (const [args, pattern] of [
         [['import', file], /^Line 1 is not JSON[^\n]*\n$/],
         [['import', join(folder, 'none')], /none cannot be read\.\n$/],
-        [['destroy', 'bank', '1', '--reason', 'x'], /^VAULT_ADDR and the login of an operator are needed[^\n]*\n$/],
-        [['destroy', 'bank', '1'], /^Usage: npm run keys/],
+        [['destroy', 'bank', '1', '--reason', 'x'], /^A service with an API must be running here[^\n]*\n$/],
+        [['destroy', 'bank'], /^Usage: npm run keys/],
+        [['certificate', 'bank', '1'], /^No service is running/],
         [[], /^Usage: npm run keys/],
       ] as const) {
         const failed = await keys(args, empty);
@@ -82,6 +87,136 @@ describe('npm run keys', function () {
     }
   });
 
+  /** The shipped policy without waits, as a file too: commands read it. */
+  function makePolicy() {
+    const file = JSON.parse(readFileSync(join(root, 'keys-policy.json'), 'utf8')) as {
+      classes: Record<string, object>;
+    };
+    const retire = { handoffMax: 'P0D', unreadFor: 'P0D', backupHorizon: 'P0D', vaultBackupHorizon: 'P1D' };
+    for (const name of Object.keys(file.classes)) file.classes[name] = { ...file.classes[name], retire };
+    const path = join(folder, 'policy.json');
+    writeFileSync(path, JSON.stringify(file));
+    return { path, policy: parsePolicy(JSON.stringify(file)) };
+  }
+
+  async function sealAndRotate(): Promise<string> {
+    const body = { class: 'bank', value: 'x', context };
+    const sealed = await it_.call('payroll-agent', 'POST', '/v1/encrypt', body);
+    await it_.owner.query(`insert into demo.employees (id, tenant, name, bank) values (1, 'acme', 'x', $1)`, [
+      sealed.body['envelope'],
+    ]);
+    writeFileSync(join(it_.home, 'runtime.json'), JSON.stringify({ pid: process.pid, url: it_.url }));
+    return sealed.body['envelope'] as string;
+  }
+
+  /** Rotates bank and waits for the guard. */
+  async function rotateBank(): Promise<void> {
+    const rotation = await it_.call('operator', 'POST', '/v1/keys/bank/rotate', {});
+    const path = `/v1/rotations/${String(rotation.body['id'])}`;
+    for (;;) {
+      const { body } = await it_.call('operator', 'GET', path);
+      const [version] = (body['retirement'] ?? []) as { version: number; destroyable: boolean }[];
+      if (body['phase'] === 'done' && version?.destroyable === true) return;
+      await it_.owner.query(`update fieldkeep.watches set looked_at = 'epoch'`);
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+  }
+
+  async function approve(id: string): Promise<void> {
+    for (const name of ['security-auditor', 'security-lead']) {
+      const body = { decision: 'approve', reason: 'looked at it' };
+      const reply = await it_.call(name, 'POST', `/v1/approvals/${id}/decisions`, body);
+      assert.equal(reply.status, 200, reply.text);
+    }
+  }
+
+  const openBoth = async (sealed: string) => {
+    const { rows } = await it_.owner.query<{ bank: string }>('select bank from demo.employees');
+    const decrypt = { envelope: rows[0]!.bank, context, view: 'full' };
+    assert.equal((await it_.call('payroll-agent', 'POST', '/v1/decrypt', decrypt)).body['value'], 'x');
+    const old = await it_.call('payroll-agent', 'POST', '/v1/decrypt', { ...decrypt, envelope: sealed });
+    return old.body['code'] ?? old.status;
+  };
+
+  async function verify(...args: readonly string[]) {
+    const child = spawn(process.execPath, ['scripts/verify-certificate.ts', ...args], { cwd: root });
+    let [out, err] = ['', ''];
+    child.stdout.on('data', (chunk: Buffer) => (out += String(chunk)));
+    child.stderr.on('data', (chunk: Buffer) => (err += String(chunk)));
+    await once(child, 'close');
+    return { code: child.exitCode, out, err };
+  }
+
+  it('asks, has the service destroy, and fetches a certificate that a changed word breaks', async () => {
+    const { path, policy } = makePolicy();
+    const own = await createDatabase();
+    it_ = await openTestService({ database: own, policy });
+    try {
+      const sealed = await sealAndRotate();
+      const env = { FIELDKEEP_HOME: it_.home, FIELDKEEP_POLICY: path };
+      const destroy = (...more: string[]) => keys(['destroy', 'bank', '1', '--reason', 'test', ...more], own, env);
+      assert.match((await destroy()).err, /^The service answered 409 conflict: Version 1 of family bank is active/);
+      await rotateBank();
+      assert.match(
+        (await destroy()).err,
+        /lacks a search of what is not registered .* "withoutGuards": true asks for it/,
+      );
+      const asked = await destroy('--without-guards');
+      assert.match(
+        asked.out,
+        /^Approval \S+ is about destroying version 1 of bank for good:\n {2}demo\.employees\.bank: gua/,
+      );
+      assert.match(asked.out, /goes without a search of what is not registered/);
+      assert.match(
+        asked.out,
+        /It has 0 of 2 approvals[^]*--approve \S+ --as security-auditor[^]*Then:\n {2}npm run keys -- d/,
+      );
+      const id = /^Approval (\S+) is/.exec(asked.out)![1]!;
+      await approve(id);
+      assert.match((await destroy('--without-guards')).out, /It has what it needs/);
+      const done = await destroy('--without-guards', '--approval', id);
+      assert.equal(done.code, 0, done.err);
+      assert.match(done.out, /^Version 1 of family bank is destroyed: the keeper of root keys has confirmed/);
+      assert.equal(await openBoth(sealed), 'version_destroyed');
+
+      const file = join(folder, 'certificate.json');
+      assert.match((await keys(['certificate', 'bank', '1', file], own, env)).out, /verify it with/);
+      const { publicKey } = await it_.service.rootKeys.getSigningKey();
+      const trusted = publicKey.toString('base64');
+      const valid = await verify(file, trusted);
+      assert.match(valid.out, /^VALID: version 1 of family "bank" was destroyed at "20/, valid.err);
+      assert.match((await verify(file)).out, /make sure that this is the key/);
+      assert.match((await verify(file, Buffer.alloc(32).toString('base64'))).err, /another key than the one you gave/);
+      const text = readFileSync(file, 'utf8');
+      const whole = JSON.parse(text) as { certificate: string; signature: string };
+      const change = (from: string | RegExp, to: string) => {
+        const certificate = whole.certificate.replace(from, to);
+        assert.notEqual(certificate, whole.certificate);
+        writeFileSync(file, JSON.stringify({ ...whole, certificate }));
+        return verify(file, trusted);
+      };
+      for (const [from, to, where] of [
+        ['"person":"security-lead"', '"person":"security-boss"', 'approval'],
+        [/"validatedAt":"20/, '"validatedAt":"19', 'guards'],
+        [/"version":1}?,?/, '"version":2,', 'head'],
+        ['"searched":false', '"searched":true', 'undeclared'],
+        ['"oldestAfter":2', '"oldestAfter":3', 'rootKey'],
+        [/"waived":\[[^\]]*\]/, '"waived":[]', 'waived'],
+      ] as const) {
+        const refused = await change(from, to);
+        assert.deepEqual([refused.code, refused.out], [1, ''], where);
+        assert.match(refused.err, new RegExp(`^NOT VALID: the signature does not fit\\. Changed: ${where}\\.`));
+      }
+      assert.match((await change(/"guards":"[^"]*"/, '"guards":"x"')).err, /Changed: guards/);
+      writeFileSync(file, JSON.stringify({ ...whole, signature: Buffer.alloc(64).toString('base64') }));
+      assert.match((await verify(file, trusted)).err, /its sections agree with their digests/);
+      writeFileSync(file, text.slice(0, 40));
+      assert.match((await verify(file)).err, /is not a JSON object/);
+    } finally {
+      await own.drop();
+    }
+  });
+
   describeVault('with a Vault', () => {
     let server: VaultServer;
     before(async () => {
@@ -89,39 +224,63 @@ describe('npm run keys', function () {
     });
     after(() => server.close());
 
-    it('destroys a version after a real rotation, and says why it will not', async () => {
-      const mount = await mountTransit(server);
+    it('carries out with an operator’s login what was agreed to, and says why it will not', async () => {
+      const mount = `fk-keys-${process.pid}`;
+      await setUp(server, mount, ['ssn', 'bank', 'salary']);
+      const { path, policy } = makePolicy();
       const own = await createDatabase();
-      it_ = await openTestService({ database: own, rootKeys: openAt(server, { mount }).rootKeys });
+      const auth = { method: 'token', token: await loginAs(server, 'fieldkeep-worker') } as const;
+      it_ = await openTestService({ database: own, rootKeys: openAt(server, { mount, auth }).rootKeys, policy });
       const ca = join(folder, 'ca.pem');
       if (server.ca !== undefined) writeFileSync(ca, server.ca);
-      const token = (await server.call('POST', 'auth/token/create', { ttl: '1h' })).auth!['client_token'] as string;
-      const env = {
-        ...{ VAULT_ADDR: server.address, VAULT_TOKEN: token, VAULT_TRANSIT_MOUNT: mount },
+      const made = await server.call('POST', 'auth/token/create', { policies: ['fieldkeep-operator'], ttl: '1h' });
+      const token = made.auth!['client_token'] as string;
+      const login = {
+        ...{ VAULT_ADDR: server.address, VAULT_TOKEN: token, VAULT_TRANSIT_MOUNT: mount, FIELDKEEP_POLICY: path },
         ...{ VAULT_CACERT: server.ca === undefined ? '' : ca },
       };
-      const body = { class: 'bank', value: 'x', context };
-      const sealed = await it_.call('payroll-agent', 'POST', '/v1/encrypt', body);
-      await it_.owner.query(`insert into demo.employees (id, tenant, name, bank) values (1, 'acme', 'x', $1)`, [
-        sealed.body['envelope'],
-      ]);
-      const destroy = () => keys(['destroy', 'bank', '1', '--reason', 'test'], own, env);
-      assert.match((await destroy()).err, /^Version 1 of family bank is active: rotate first\.\n$/);
-      const rotation = await it_.call('operator', 'POST', '/v1/keys/bank/rotate', {});
-      const path = `/v1/rotations/${String(rotation.body['id'])}`;
-      assert.match((await destroy()).err, /^(Family bank is rotating|Version 1 of family bank is active)/);
-      while ((await it_.call('operator', 'GET', path)).body['phase'] !== 'done') {
-        await new Promise((resolve) => setTimeout(resolve, 100));
-      }
-      const done = await destroy();
+      const sealed = await sealAndRotate();
+      await rotateBank();
+      const carry = () => keys(['destroy', 'bank', '1'], own, login);
+      const early = await carry();
+      assert.equal(early.code, 1);
+      assert.match(
+        early.err,
+        /^Nobody has agreed to destroying version 1 of family bank\. Where the service runs, ask wi/,
+      );
+      assert.equal(await openBoth(sealed), 200);
+      const body = { reason: 'quarterly', withoutGuards: true };
+      const destroy = (headers = {}) =>
+        it_.call('operator', 'POST', '/v1/keys/bank/versions/1/destroy', body, { headers });
+      const asked = await destroy();
+      assert.equal(asked.status, 202, asked.text);
+      const id = asked.body['approvalId'] as string;
+      await approve(id);
+      const begun = await destroy({ 'approval-id': id });
+      assert.deepEqual([begun.status, begun.body['status']], [202, 'destroying'], begun.text);
+      const told = async () => {
+        const { body: keyed } = await it_.call('operator', 'GET', '/v1/keys/bank');
+        return (keyed['versions'] as { destruction?: { status: string; problem?: string } }[])[0]!.destruction!;
+      };
+      while ((await told()).problem === undefined) await new Promise((resolve) => setTimeout(resolve, 50));
+      assert.match(
+        (await told()).problem!,
+        /an operator finishes it with their own login: npm run keys -- destroy bank 1/,
+      );
+      assert.equal(await openBoth(sealed), 200, 'the worker has destroyed nothing');
+      const done = await carry();
       assert.equal(done.code, 0, done.err);
-      assert.match(done.out, /^Version 1 of family bank is destroyed: Vault has confirmed/);
-      const { rows } = await it_.owner.query<{ bank: string }>('select bank from demo.employees');
-      const decrypt = { envelope: rows[0]!.bank, context, view: 'full' };
-      assert.equal((await it_.call('payroll-agent', 'POST', '/v1/decrypt', decrypt)).body['value'], 'x');
-      const old = { ...decrypt, envelope: sealed.body['envelope'] };
-      assert.equal((await it_.call('payroll-agent', 'POST', '/v1/decrypt', old)).body['code'], 'version_destroyed');
-      for (const text of [done.out, done.err]) assert.ok(!text.includes(token));
+      assert.match(done.out, /^Version 1 of family bank is destroyed: the keeper of root keys has confirmed/);
+      assert.match(done.out, /Its certificate: npm run keys -- certificate bank 1 FILE\n$/);
+      assert.equal(await openBoth(sealed), 'version_destroyed');
+      assert.deepEqual((await carry()).out, done.out, 'again changes nothing');
+      const certificate = await it_.call('security-auditor', 'GET', '/v1/keys/bank/versions/1/certificate');
+      const file = join(folder, 'vault.json');
+      writeFileSync(file, certificate.text);
+      assert.match((await verify(file)).out, /^VALID/);
+      for (const text of [done.out, done.err, early.err, certificate.text, it_.logged()])
+        assert.ok(!text.includes(token));
+      await own.drop();
     });
   });
 });

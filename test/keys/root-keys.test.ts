@@ -84,12 +84,15 @@ function keepsTheContract(open: () => Promise<RootKeys>): void {
     await keys.rotate('ssn');
     const old = await keys.makeDataKey('ssn', 1, context);
     const young = await keys.makeDataKey('ssn', 2, context);
+    assert.ok((await keys.findOldest('ssn')) < 2);
     await keys.destroyBelow('ssn', 2);
+    assert.equal(await keys.findOldest('ssn'), 2);
     await keys.destroyBelow('ssn', 2);
     await assert.rejects(keys.unwrap('ssn', old, context), refused);
     assert.equal((await keys.unwrap('ssn', young, context)).length, 64);
     await assert.rejects(keys.makeDataKey('ssn', 1, context), refused);
     await assert.rejects(keys.destroyBelow('bank', 2), refused);
+    await assert.rejects(keys.findOldest('bank'), refused);
   });
 
   it('signs with an Ed25519 key whose public half it shows', async () => {

@@ -141,7 +141,7 @@ describeVault(
         'fieldkeep-api-bank': [],
         'fieldkeep-worker': ['unwrap', 'make a data key', 'rotate'],
         'fieldkeep-audit': ['sign'],
-        operator: ['raise minimums', 'trim'],
+        operator: ['raise minimums', 'trim', 'sign'],
       };
       const operator = await server.call('POST', 'auth/token/create', { policies: ['fieldkeep-operator'], ttl: '1h' });
       for (const [duty, rights] of Object.entries(may)) {

@@ -6,9 +6,10 @@ import { transaction } from '../../src/db.ts';
 import { exportKeys, parseBackup } from '../../src/keys/backup.ts';
 import type { RootKeyError, RootKeys } from '../../src/keys/root-keys.ts';
 import { activateVersion, insertVersion, raiseEpoch } from '../../src/keys/store.ts';
-import { destroyVersion } from '../../src/rotation/destroy.ts';
+import type { Destruction } from '../../src/rotation/destroy-store.ts';
 import { openProxy } from '../support/proxy.ts';
 import { openTestService, type TestService } from '../support/service.ts';
+import { agree, carryOn, policyOf } from './retiring.ts';
 import { describeVault, openAt, openVaultServer, setUp, type VaultServer } from '../support/vault.ts';
 
 const context = { table: 'demo.employees', column: 'bank', row: '1' };
@@ -35,7 +36,7 @@ describeVault('destroying a version', function () {
     });
     const token = worker.auth!['client_token'] as string;
     const { rootKeys } = openAt(server, { mount, auth: { method: 'token', token } });
-    it_ = await openTestService({ rootKeys });
+    it_ = await openTestService({ rootKeys, policy: policyOf(), workers: false });
     operator = openOperator();
   });
   afterEach(async () => {
@@ -72,8 +73,12 @@ describeVault('destroying a version', function () {
     await service.keyring.refresh();
   }
 
-  const destroy = (rootKeys: RootKeys, version = 1) =>
-    destroyVersion({ ...it_.service, rootKeys }, { family: 'bank', version, by: 'op', reason: 'quarterly' });
+  const begin = (version = 1) => agree(it_.service, it_.owner, { family: 'bank', version });
+
+  /** Begun and carried out with this login; errors are those of asking. */
+  async function destroy(rootKeys: RootKeys, version = 1): Promise<Destruction> {
+    return await carryOn({ ...it_.service, rootKeys }, await begin(version), { person: 'op' });
+  }
 
   async function stateOf(version: number): Promise<{ state: string; keys: number }> {
     const { rows } = await it_.owner.query<{ state: string; keys: number }>(
@@ -95,7 +100,9 @@ describeVault('destroying a version', function () {
     const doomed = dump.filter((key) => key.version === 1 && key.tenant !== '');
     assert.deepEqual(doomed.map((key) => key.tenant).sort(), ['acme', 'globex']);
 
-    await destroy(operator);
+    const { problem, keeperAnswer } = await destroy(operator);
+    assert.equal(problem, undefined);
+    assert.deepEqual(keeperAnswer, { keeper: 'vault', key: 'fk-bank', oldestBefore: 0, oldestAfter: 3 });
     assert.deepEqual(await stateOf(1), { state: 'destroyed', keys: 0 });
     assert.equal((await openIt(old.acme, 'acme')).body['code'], 'version_destroyed');
     assert.equal((await openIt(young, 'acme')).body['value'], value);
@@ -131,7 +138,8 @@ describeVault('destroying a version', function () {
       await assert.rejects(server.call('POST', `${mount}/rewrap/fk-bank`, body));
     }
     const { rows } = await owner.query<{ n: number }>(
-      `select count(*)::int as n from fieldkeep.audit_intake where lines like '%"action":"destroy"%"outcome":"ok"%'`,
+      `select count(*)::int as n from fieldkeep.audit_intake
+       where lines like '%"action":"destroy"%"outcome":"ok"%"purpose":"result of destruction %'`,
     );
     assert.equal(rows[0]!.n, 1);
   });
@@ -175,7 +183,12 @@ describeVault('destroying a version', function () {
   it('is recorded only when Vault has confirmed it', async () => {
     const envelope = await seal('acme');
     await rotateKeys(2);
-    await assert.rejects(destroy(it_.service.rootKeys), (error: RootKeyError) => error.refused, 'a worker may not');
+    const id = await begin();
+    const refused = await carryOn(it_.service, id);
+    assert.match(
+      refused.problem!,
+      /^Vault does not let the service destroy it \(Vault answers 403 .*npm run keys -- destr/,
+    );
     assert.deepEqual(await stateOf(1), { state: 'decrypt-only', keys: 1 });
     assert.equal((await openIt(envelope, 'acme')).status, 200);
 
@@ -193,18 +206,49 @@ describeVault('destroying a version', function () {
       }
     })();
     proxy.delayMs = 50;
-    await assert.rejects(destroy(deaf), (error: RootKeyError) => !error.refused);
+    const lost = await carryOn({ ...it_.service, rootKeys: deaf }, id, { person: 'op' });
+    assert.match(lost.problem!, /^Vault [^(]*$/);
     await trimmed;
     assert.deepEqual(await stateOf(1), { state: 'decrypt-only', keys: 1 });
-    await destroy(operator);
+    // From here on nothing is asked any more: also not what an application has written back meanwhile.
+    await it_.owner.query(`insert into demo.employees (id, tenant, name, bank) values (1, 'acme', 'x', $1)`, [
+      envelope,
+    ]);
+    const done = await carryOn({ ...it_.service, rootKeys: operator }, id, { person: 'op' });
+    assert.deepEqual([done.problem, done.keeperAnswer?.oldestAfter], [undefined, 2]);
     assert.deepEqual(await stateOf(1), { state: 'destroyed', keys: 0 });
+    assert.equal((await openIt(envelope, 'acme')).body['code'], 'version_destroyed');
+  });
+
+  it('opens again when a late envelope comes between the first step at Vault and the last', async () => {
+    const envelope = await seal('acme');
+    await rotateKeys(2);
+    const id = await begin();
+    const half = { ...operator, destroyBelow: () => Promise.reject(new Error('killed')) };
+    await server.call('POST', `${mount}/keys/fk-bank/config`, { min_decryption_version: 2, min_encryption_version: 2 });
+    await assert.rejects(carryOn({ ...it_.service, rootKeys: half }, id), /killed/);
+    await it_.owner.query(`insert into demo.employees (id, tenant, name, bank) values (1, 'acme', 'x', $1)`, [
+      envelope,
+    ]);
+    const refused = await carryOn({ ...it_.service, rootKeys: operator }, id, { person: 'op' });
+    assert.match(refused.refused!, /bank of demo\.employees holds 1 values of version 1/);
+    await transaction(it_.owner, raiseEpoch);
+    await it_.service.keyring.refresh();
+    const fresh = openAt(server, { mount });
+    open.push(fresh.rootKeys);
+    const { rows } = await it_.owner.query<{ wrapped: string }>(
+      `select wrapped from fieldkeep.data_keys where family = 'bank' and version = 1 and tenant = 'acme'`,
+    );
+    const unwrapped = await fresh.rootKeys.unwrap('bank', rows[0]!.wrapped, encodeWrapContext('acme', 'bank', 1));
+    assert.equal(unwrapped.length, 64);
+    assert.deepEqual(await stateOf(1), { state: 'decrypt-only', keys: 1 });
   });
 
   it('is refused for a root key that could have been copied out', async () => {
     await seal('acme');
     await rotateKeys(2);
     await server.call('POST', `${mount}/keys/fk-bank/config`, { exportable: true });
-    await assert.rejects(destroy(operator), /could be copied out/);
+    assert.match((await destroy(operator)).problem!, /could be copied out/);
     assert.equal((await stateOf(1)).state, 'decrypt-only');
   });
 });

@@ -4,8 +4,8 @@ import { randomUUID } from 'node:crypto';
 import { StaleEpoch } from '../../src/audit/log.ts';
 import { transaction } from '../../src/db.ts';
 import type { KeyFamily, KeyVersion, VersionState } from '../../src/keys/version.ts';
-import { destroyVersion } from '../../src/rotation/destroy.ts';
 import { planEmergency, recordEmergency, type Emergency } from '../../src/rotation/emergency.ts';
+import { examineVersion } from '../../src/rotation/evidence.ts';
 import { advance } from '../../src/rotation/run.ts';
 import { claimRange, insertCheckpoint, LeaseLost, listFreeRanges } from '../../src/rotation/range-store.ts';
 import { findRun, findUnfinished, type Run } from '../../src/rotation/store.ts';
@@ -142,7 +142,10 @@ describe('an emergency, recorded', () => {
     const id = randomUUID();
     await record({ id, version: 2, joins: false });
     await bench.owner.query('update fieldkeep.rotations set done_at = now() where id = $1', [id]);
-    const asked = { family: 'ssn', version: 1, by: 'test', reason: 'test' };
-    await assert.rejects(destroyVersion(bench.service, asked), { code: 'conflict', message: /no active version/ });
+    const asked = { family: 'ssn', version: 1, withoutGuards: true };
+    await assert.rejects(examineVersion(bench.service, asked, 1_000), {
+      code: 'conflict',
+      message: /no active version/,
+    });
   });
 });

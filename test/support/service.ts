@@ -66,6 +66,8 @@ export interface TestServiceOptions extends Pick<
   /** Shared with another service, and dropped by whoever made it. */
   readonly database?: TestDatabase;
   readonly requestDeadlineMs?: number;
+  /** False: runs go on when the test has them go on. */
+  readonly workers?: false;
 }
 
 export async function openTestService(options: TestServiceOptions = {}): Promise<TestService> {
@@ -103,7 +105,7 @@ export async function openTestService(options: TestServiceOptions = {}): Promise
   const onError = (error: unknown) => log.warn({ error: describeError(error) }, 'A background job failed.');
   const startJobs = async () =>
     startWorkers(await openBoss(database.serviceUrl, () => undefined), () => service, onError);
-  const workers = role === 'api' ? undefined : await startJobs();
+  const workers = role === 'api' || options.workers === false ? undefined : await startJobs();
   service.wake = () => workers?.wake();
   const owner = openPool(database.ownerUrl, { max: 4, name: 'owner', statementTimeoutMs: 60_000 });
   const agent = new Agent({ keepAlive: true, maxSockets: 64, ca: tls.ca });
