@@ -1,16 +1,7 @@
--- What a target database needs before its columns are worked on; its owner runs this there, once. Nothing here touches a
--- table of the customer's. `npm start` needs nothing of it for tables in Fieldkeep's own database.
---
---     psql "$OWNER_URL" -v service=fieldkeep_worker -f migrations/target.sql
---
--- Then the service's role (the one of TARGET_<NAME>_URL) gets what re-encryption needs of each registered table, no more:
---
---     grant usage on schema app to fieldkeep_worker;
---     grant select (id, tenant, ssn, ssn_eq), update (ssn, ssn_eq) on app.people to fieldkeep_worker;
---
--- and each registered column an index, so that a rotation costs by the rows that are old and not by the table:
---
---     create index concurrently on app.people (fieldkeep.fe_version(ssn), id);
+-- What every target database gets. `npm run target:setup -- NAME` prints it, with the rights, indexes and columns that the
+-- registered tables there need, or applies all of that; here is only what is the same everywhere. :service stands for the
+-- quoted name of the role of TARGET_<NAME>_URL. Running it again changes nothing; nothing here touches a table of the
+-- customer's. Fieldkeep's own database gets the same by its migrations.
 
 create schema if not exists fieldkeep;
 
@@ -34,6 +25,8 @@ create or replace function fieldkeep.fe_stored_otherwise(what text) returns int 
 begin
   raise exception 'table % stores something else than it was sent', what using errcode = 'triggered_data_change_violation';
 end $$;
+
+grant usage on schema fieldkeep to :service;
 
 -- Claims a value by all of its search tokens until the transaction ends: whoever claims one of them, too, waits. All in
 -- one order, so that claims of several values do not deadlock. UNIQUE.md says how writers use it.

@@ -11,7 +11,7 @@ export interface Attribute {
 }
 
 export interface Inspection {
-  /** Whether the database has our functions. */
+  /** Whether the database has our functions, where our role may use them. */
   readonly prepared: boolean;
   /** By column; empty when there is no such table. */
   readonly attributes: ReadonlyMap<string, Attribute>;
@@ -25,7 +25,10 @@ export interface Inspection {
 
 async function isPrepared(db: Queryable): Promise<boolean> {
   const { rows } = await db.query<{ found: boolean }>(
-    `select to_regprocedure('fieldkeep.fe_version(text)') is not null as found`,
+    `select exists (
+       select from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+       where n.nspname = 'fieldkeep' and p.proname = 'fe_version' and p.proargtypes[0] = 'text'::regtype
+         and has_schema_privilege(n.oid, 'usage')) as found`,
   );
   return rows[0]!.found;
 }

@@ -120,7 +120,7 @@ async function describeTable(db: Queryable, columns: readonly RegisteredColumn[]
   const { address, database, schema, name, key, tenant } = columns[0]!;
   const seen = await inspectTable(db, schema, name, key);
   if (!seen.prepared) {
-    return `The database of table ${address} lacks the function fieldkeep.fe_version: its owner runs npm run target:setup -- ${database ?? 'own'}.`;
+    return `The database of table ${address} lacks the function fieldkeep.fe_version, or the role of the worker may not use it: its owner runs npm run target:setup -- ${database ?? 'own'}.`;
   }
   if (seen.attributes.size === 0) return `Table ${address} is registered and does not exist (or is not visible to us).`;
   const target = columns.flatMap((column) => [column.column, ...column.index.map((index) => index.column)]);

@@ -1,4 +1,4 @@
-/** What makes a registered table one that cannot be worked on: unique indexes and foreign keys on tokens. */
+/** What makes a registered table one that cannot be worked on: unique indexes and foreign keys on tokens above all. */
 import assert from 'node:assert/strict';
 import { openPool, roleOf, type Pool } from '../../src/db.ts';
 import { loadCatalog } from '../../src/rotation/catalog.ts';
@@ -15,7 +15,7 @@ const { columns } = changePolicy({
   ],
 });
 
-describe('rules on index columns', () => {
+describe('rotation/catalog', () => {
   let database: TestDatabase;
   let owner: Pool;
   let targets: Targets;
@@ -34,7 +34,7 @@ describe('rules on index columns', () => {
   async function problemOf(sql: string, end = ''): Promise<string | undefined> {
     const role = roleOf(database.serviceUrl);
     await owner.query(`create table public.people (id bigint, tenant text, ssn text, ssn_eq text, email text,
-      primary key (id)) ${end}; ${sql}; grant select, update on public.people to ${role}`);
+      primary key (id)) ${end}; ${sql === '' ? '' : `${sql};`} grant select, update on public.people to ${role}`);
     try {
       return (await loadCatalog(targets, columns)).problems.get('public.people');
     } finally {
@@ -78,6 +78,17 @@ describe('rules on index columns', () => {
     const problem = await problemOf(`create unique index on public.people (ssn_eq);
       create table public.others (n text constraint r references public.people (ssn_eq))`);
     assert.match(problem!, /unique index people_ssn_eq_idx on ssn_eq/);
+  });
+
+  it('a schema that is not there, or not ours to use, is told with the command that mends it', async () => {
+    const role = roleOf(database.serviceUrl);
+    await owner.query(`revoke usage on schema fieldkeep from ${role}`);
+    const problem = await problemOf('');
+    await owner.query(`grant usage on schema fieldkeep to ${role}`);
+    assert.match(
+      problem!,
+      /lacks the function .* or the role .* may not use it: its owner runs npm run target:setup -- own/,
+    );
   });
 
   it('indexes that compare no token are left alone', async () => {

@@ -111,18 +111,20 @@ export async function createDatabase(): Promise<TestDatabase> {
   };
 }
 
-/** A database of a customer's: nothing of ours in it but what its owner installs by migrations/target.sql. */
-export async function createTarget(): Promise<TestDatabase> {
+/** A database of a customer's: nothing of ours in it but what its owner installs by migrations/target.sql, if `prepared`. */
+export async function createTarget(prepared = true): Promise<TestDatabase> {
   const { ownerUrl, serviceUrl } = getCluster();
   const name = `customer_test_${randomBytes(6).toString('hex')}`;
   await admin(ownerUrl, [`create database ${name}`]);
   const sql = readFileSync(new URL('../../migrations/target.sql', import.meta.url), 'utf8');
   const target = withDatabase(ownerUrl, name);
-  const client = await connect(target, { name: 'target' });
-  try {
-    await client.query(sql.replaceAll(':service', quoteIdentifier(roleOf(serviceUrl))));
-  } finally {
-    await client.end();
+  if (prepared) {
+    const client = await connect(target, { name: 'target' });
+    try {
+      await client.query(sql.replaceAll(':service', quoteIdentifier(roleOf(serviceUrl))));
+    } finally {
+      await client.end();
+    }
   }
   return {
     ownerUrl: target,

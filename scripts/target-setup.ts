@@ -1,0 +1,216 @@
+/**
+ * npm run target:setup -- NAME [--check | --apply] [--worker ROLE] [--reader ROLE] [--application ROLE]
+ *
+ * Prints the SQL that a database needs before its registered columns are worked on: for psql, or for its owner to read. NAME
+ * is a target of the policy, or `own` for Fieldkeep's own database. --apply makes what is missing, as the owner; --check
+ * changes nothing and exits 1 when something is not as it should be. Roles come from the URLs of worker and reader; no
+ * password is printed or set.
+ */
+import { readFileSync } from 'node:fs';
+import { parseArgs } from 'node:util';
+import { readConfig, type Config } from '../src/config.ts';
+import { connect, isUnavailable, roleOf, sqlState, type Client } from '../src/db.ts';
+import { readerRole, serviceRole } from '../src/embedded/postgres.ts';
+import { StartupError } from '../src/errors.ts';
+import type { Policy } from '../src/policy/policy.ts';
+import { readPolicy } from '../src/policy-watch.ts';
+import { applyStep, findPartitions, lookAtTarget } from '../src/rotation/target-look.ts';
+import { formatPlan, planTarget, type TargetPlanOptions } from '../src/rotation/target-plan.ts';
+import type { Step, TargetState } from '../src/rotation/target-state.ts';
+import { readerVariableOf, variableOf } from '../src/rotation/targets.ts';
+import { findService, run } from './support.ts';
+
+const usage =
+  'Usage: npm run target:setup -- NAME [--check | --apply] [--worker ROLE] [--reader ROLE] [--application ROLE]';
+/** An index of a large table is built in one statement. */
+const statementTimeoutMs = 24 * 3_600_000;
+
+function readArguments() {
+  try {
+    const { positionals, values } = parseArgs({
+      allowPositionals: true,
+      options: {
+        check: { type: 'boolean', default: false },
+        apply: { type: 'boolean', default: false },
+        worker: { type: 'string' },
+        reader: { type: 'string' },
+        application: { type: 'string' },
+      },
+    });
+    if (positionals.length === 1 && !(values.check && values.apply)) return { name: positionals[0]!, ...values };
+  } catch {
+    // told below
+  }
+  throw new StartupError(usage);
+}
+
+/** A database as its roles reach it, each with the variable that says so. */
+interface Access {
+  readonly owner?: Door;
+  readonly worker?: Door;
+  readonly reader?: Door;
+}
+
+interface Door {
+  readonly url: string;
+  readonly variable: string;
+}
+
+function findAccess(config: Config, name: string): Access {
+  const door = (who: keyof Access, url: string | undefined, variable: string) =>
+    url === undefined ? {} : { [who]: { url, variable } };
+  if (name !== 'own') {
+    return {
+      ...door('owner', config.targetOwners.get(name), variableOf(name, '_OWNER')),
+      ...door('worker', config.targets.get(name), variableOf(name)),
+      ...door('reader', config.readers.get(name), variableOf(name, '_READER')),
+    };
+  }
+  const embedded = config.databaseUrl === undefined ? findService()?.databaseUrl : undefined;
+  return {
+    ...door('owner', config.databaseOwnerUrl ?? config.databaseUrl ?? embedded, 'DATABASE_OWNER_URL'),
+    ...door('worker', config.databaseUrl, 'DATABASE_URL'),
+    ...door('reader', config.readers.get(undefined), readerVariableOf(undefined)),
+  };
+}
+
+function selectColumns(policy: Policy, name: string) {
+  const columns = policy.columns.filter(({ database }) => (database ?? 'own') === name);
+  if (columns.length > 0) return columns;
+  const names = [...new Set(policy.columns.map(({ database }) => database ?? 'own'))];
+  throw new StartupError(`The policy registers no column in ${name}; it does in ${names.join(', ') || 'no database'}.`);
+}
+
+const readMigration = (file: string) => readFileSync(new URL(`../migrations/${file}`, import.meta.url), 'utf8');
+
+function makeOptions(config: Config, access: Access, asked: ReturnType<typeof readArguments>): TargetPlanOptions {
+  const { name, application } = asked;
+  const columns = selectColumns(readPolicy(config.policyFile), name);
+  const embedded = name === 'own' && config.databaseUrl === undefined;
+  const roleBehind = (door: Door | undefined, usual: string) =>
+    door === undefined ? (embedded ? usual : undefined) : roleOf(door.url);
+  const worker = asked.worker ?? roleBehind(access.worker, serviceRole);
+  if (worker === undefined) {
+    throw new StartupError(`Which role does the worker have there? Set ${variableOf(name)} or say --worker ROLE.`);
+  }
+  const reader = asked.reader ?? roleBehind(access.reader, readerRole);
+  const fixed = readMigration('target.sql');
+  return {
+    columns,
+    worker,
+    guarded: /^create table (if not exists )?fieldkeep\.guarded_columns\b/m.test(fixed),
+    ...(name !== 'own' && { fixed }),
+    ...(reader !== undefined && { reader }),
+    ...(application !== undefined && { application }),
+  };
+}
+
+/** Connects as whoever a URL names. Errors: one sentence with the variable and never the URL. */
+async function open({ url, variable }: Door) {
+  try {
+    return await connect(url, { name: 'setup', statementTimeoutMs });
+  } catch (error) {
+    const refused = sqlState(error)?.startsWith('28') === true;
+    if (refused) throw new StartupError(`The database of ${variable} refuses its credentials.`);
+    if (isUnavailable(error)) throw new StartupError(`The database of ${variable} cannot be reached.`);
+    if (sqlState(error) === '3D000') throw new StartupError(`The database of ${variable} does not exist.`);
+    throw error;
+  }
+}
+
+interface Report {
+  readonly step: Step;
+  readonly outcome: 'as it should be' | 'made' | 'not as it should be';
+  readonly differences: readonly string[];
+}
+
+const marks: Readonly<Record<Report['outcome'], string>> = {
+  'as it should be': '=',
+  made: '+',
+  'not as it should be': '!',
+};
+
+function compare(steps: readonly Step[], state: TargetState, before?: TargetState): Report[] {
+  return steps.map((step) => {
+    const differences = step.differences(state);
+    if (differences.length > 0) return { step, outcome: 'not as it should be', differences };
+    const made = before !== undefined && step.differences(before).length > 0;
+    return { step, outcome: made ? 'made' : 'as it should be', differences };
+  });
+}
+
+function print(reports: readonly Report[]): void {
+  for (const { step, outcome, differences } of reports) {
+    const lines = [`${marks[outcome]} ${step.what.padEnd(44)} ${outcome}`, ...differences.map((each) => `    ${each}`)];
+    process.stdout.write(`${lines.join('\n')}\n`);
+  }
+  const bad = reports.filter(({ outcome }) => outcome === 'not as it should be').length;
+  if (bad === 0) return;
+  process.exitCode = 1;
+  process.stderr.write(`${bad} of ${reports.length} are not as they should be.\n`);
+}
+
+/** Makes what is not there, in order; after a step that fails the later ones are not tried. */
+async function apply(db: Client, steps: readonly Step[], state: TargetState): Promise<void> {
+  for (const step of steps) {
+    if (step.statements.length === 0 || step.differences(state).length === 0) continue;
+    try {
+      await applyStep(db, step);
+    } catch (error) {
+      if (isUnavailable(error)) throw new StartupError(`${step.what}: the database went away. Run it again.`);
+      if (sqlState(error) === undefined) throw error;
+      throw new StartupError(`${step.what}: the database says ${sqlState(error)}, ${(error as Error).message}.`);
+    }
+  }
+}
+
+/** The partitions, where somebody can look; what stands there decides nothing else of what is printed. */
+async function printPlan(options: TargetPlanOptions, door: Door | undefined, name: string): Promise<void> {
+  const head = [`-- What Fieldkeep needs in ${name === 'own' ? 'its own database' : `target ${name}`}, for its owner.`];
+  let partitions: TargetPlanOptions['partitions'];
+  if (door === undefined)
+    head.push('-- Nobody looked there: indexes of a partitioned table are printed as of any other.');
+  else {
+    const db = await open(door);
+    try {
+      partitions = await findPartitions(db, options.columns);
+    } finally {
+      await db.end();
+    }
+  }
+  if (options.reader === undefined) {
+    const variable = readerVariableOf(name === 'own' ? undefined : name);
+    head.push(`-- No role reads here to find undeclared columns: set ${variable} or say --reader ROLE.`);
+  }
+  const steps = planTarget({ ...options, ...(partitions !== undefined && { partitions }) });
+  process.stdout.write(`${head.join('\n')}\n\n${formatPlan(steps)}`);
+}
+
+await run(async () => {
+  const asked = readArguments();
+  const config = readConfig(process.env);
+  const access = findAccess(config, asked.name);
+  const options = makeOptions(config, access, asked);
+  const door = access.owner ?? access.worker ?? access.reader;
+  if (!asked.check && !asked.apply) return await printPlan(options, door, asked.name);
+  const ownerVariable = asked.name === 'own' ? 'DATABASE_OWNER_URL' : variableOf(asked.name, '_OWNER');
+  if (door === undefined || (asked.apply && access.owner === undefined)) {
+    throw new StartupError(`Set ${ownerVariable} to the URL of the owner of the tables there.`);
+  }
+  const db = await open(door);
+  try {
+    const asOwner = access.owner !== undefined;
+    const steps = planTarget({ ...options, partitions: await findPartitions(db, options.columns) });
+    const before = await lookAtTarget(db, options, asOwner);
+    if (asked.check) print(compare(steps, before));
+    else {
+      await apply(db, steps, before);
+      print(compare(steps, await lookAtTarget(db, options, asOwner), before));
+    }
+    if (!asOwner) {
+      process.stderr.write(`What stands in the schema fieldkeep was not compared: that needs ${ownerVariable}.\n`);
+    }
+  } finally {
+    await db.end();
+  }
+});
