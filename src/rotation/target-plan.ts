@@ -161,7 +161,14 @@ function planFixed(text: string, worker: string): Step {
   return {
     what: 'schema fieldkeep',
     why: 'What every target has: migrations/target.sql.',
-    statements: [text.replaceAll(':service', q(worker)).trim().replace(/;$/, '')],
+    // Without what the file says of itself.
+    statements: [
+      text
+        .replace(/^(--.*\n)+\n/, '')
+        .replaceAll(':service', q(worker))
+        .trim()
+        .replace(/;$/, ''),
+    ],
     atomic: true,
     differences: ({ fixed }) => [...fixed],
   };
