@@ -1,6 +1,7 @@
 /**
  * npm run keys -- export FILE                              the wrapped data keys and the state of every version
  * npm run keys -- import FILE                              adds what is missing; before the service starts on a new database
+ * npm run keys -- import --mirrors                         the same from the mirrors in the targets, TARGET_<NAME>_URL
  * npm run keys -- destroy FAMILY VERSION [--reason "…"] [--approval ID] [--without-guards]
  * npm run keys -- certificate FAMILY VERSION [FILE]        of a destroyed version; verify it with scripts/verify-certificate.ts
  *
@@ -18,14 +19,16 @@ import { exportKeys, importKeys, parseBackup } from '../src/keys/backup.ts';
 import { fetchCertificate } from './keys/certificate.ts';
 import { getDatabaseUrl } from './keys/database.ts';
 import { destroy } from './keys/destroy.ts';
+import { importMirrors } from './keys/mirrors.ts';
 import { run } from './support.ts';
 
-const usage = `Usage: npm run keys -- export FILE | import FILE
+const usage = `Usage: npm run keys -- export FILE | import FILE | import --mirrors
        npm run keys -- destroy FAMILY VERSION [--reason "…"] [--approval ID] [--without-guards]
        npm run keys -- certificate FAMILY VERSION [FILE]`;
 
 const text = { type: 'string' } as const;
-const options = { reason: text, approval: text, 'without-guards': { type: 'boolean', default: false } } as const;
+const flag = { type: 'boolean', default: false } as const;
+const options = { reason: text, approval: text, 'without-guards': flag, mirrors: flag };
 
 function readArguments() {
   try {
@@ -65,14 +68,15 @@ await run(async () => {
     const { reason, approval, 'without-guards': withoutGuards } = values;
     return await destroy(config, { family: first, version, reason, approval, withoutGuards });
   }
-  const known = first !== undefined && (verb === 'export' || verb === 'import');
-  if (!known) throw new StartupError(usage);
+  const isExport = verb === 'export' && first !== undefined && !values.mirrors;
+  const isImport = verb === 'import' && (first !== undefined) !== values.mirrors;
+  if (!isExport && !isImport) throw new StartupError(usage);
   const databaseUrl = getDatabaseUrl(config);
   const pool = openPool(databaseUrl, { max: 2, name: 'keys', statementTimeoutMs: 600_000 });
   try {
-    if (verb === 'export') return await exportTo(pool, first);
+    if (isExport) return await exportTo(pool, first);
     await migrate(config.databaseOwnerUrl ?? databaseUrl, roleOf(databaseUrl), () => undefined);
-    await importFrom(pool, first);
+    await (first === undefined ? importMirrors(config, databaseUrl, pool) : importFrom(pool, first));
   } finally {
     await pool.end();
   }

@@ -6,11 +6,13 @@
  *     {"family":"ssn","version":1,"state":"active","transitVersion":1,"bind":"row","indexes":[…],…}
  *     {"tenant":"acme","family":"ssn","version":1,"wrapped":"vault:v1:…","fingerprint":"<base64>"}
  *
+ * The mirrors in the customer's databases (restore.ts) are read as the same lines.
+ *
  * An import only adds: of two states of a version the later one stands, and a name (tenant, family, version) that has a key
  * keeps it. Two different keys for one name, or two different versions of one number, and nothing is imported at all.
  */
 import { z } from 'zod';
-import { transaction, type Client, type Pool } from '../db.ts';
+import { sqlState, transaction, type Client, type Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { raiseEpoch } from './store.ts';
 import type { VersionState } from './version.ts';
@@ -33,8 +35,11 @@ const keyLine = z.strictObject({
   ...{ tenant: z.string(), family, version, wrapped: z.string().min(1), fingerprint: z.base64().length(24) },
 });
 
-type VersionLine = z.infer<typeof versionLine>;
-type KeyLine = z.infer<typeof keyLine>;
+/** A row of a mirror: a key and its version in one. */
+const mirrorLine = z.strictObject({ ...versionLine.shape, ...keyLine.shape });
+
+export type VersionLine = z.infer<typeof versionLine>;
+export type KeyLine = z.infer<typeof keyLine>;
 
 export interface KeyBackup {
   readonly families: readonly z.infer<typeof familyLine>[];
@@ -90,13 +95,28 @@ export function parseBackup(text: string): KeyBackup {
   return backup;
 }
 
-const rank = (state: VersionState) => states.indexOf(state);
+/** The key and the version of a mirror's row; undefined when it is none: whoever owns the target may have written it. */
+export function parseMirrorLine(line: unknown): { readonly version: VersionLine; readonly key: KeyLine } | undefined {
+  const parsed = mirrorLine.safeParse(line);
+  if (!parsed.success) return undefined;
+  const { tenant, wrapped, fingerprint, ...version } = parsed.data;
+  return { version, key: { tenant, family: version.family, version: version.version, wrapped, fingerprint } };
+}
+
+/** Of two states of a version the higher one is later. */
+export const rank = (state: VersionState) => states.indexOf(state);
 
 /** The states on the way from one to another, both ends included; the database allows no other steps. */
 function pathOf(from: VersionState, to: VersionState): VersionState[] {
   if (to === 'compromised') return from === 'pending' ? [from, 'active', to] : [from, to];
   return states.filter((each) => each !== 'compromised' && rank(each) >= rank(from) && rank(each) <= rank(to));
 }
+
+/** Where a backup comes from, for people. */
+export type Source = 'file' | 'mirrors';
+
+export const beginAgain =
+  'If the service was started on a new database before the import, begin with an empty one again.';
 
 interface Standing {
   readonly state: VersionState;
@@ -112,8 +132,17 @@ async function findVersion(tx: Client, line: VersionLine): Promise<Standing | un
   return rows[0];
 }
 
+const uniqueViolation = '23505';
+
+function otherVersion({ family, version }: VersionLine, source: Source): FieldkeepError {
+  return new FieldkeepError(
+    'conflict',
+    `Version ${version} of family ${family} is another one here than in the ${source}: nothing was imported. ${beginAgain}`,
+  );
+}
+
 /** Answers true when it was missing. */
-async function importVersion(tx: Client, line: VersionLine): Promise<boolean> {
+async function importVersion(tx: Client, line: VersionLine, source: Source): Promise<boolean> {
   const standing = await findVersion(tx, line);
   if (standing === undefined) {
     await tx.query(
@@ -128,10 +157,7 @@ async function importVersion(tx: Client, line: VersionLine): Promise<boolean> {
     return true;
   }
   if (standing.transit_version !== line.transitVersion || standing.bind !== line.bind) {
-    throw new FieldkeepError(
-      'conflict',
-      `Version ${line.version} of family ${line.family} is another one here than in the file: nothing was imported.`,
-    );
+    throw otherVersion(line, source);
   }
   if (rank(line.state) <= rank(standing.state)) return false;
   for (const state of pathOf(standing.state, line.state).slice(1)) {
@@ -146,7 +172,7 @@ async function importVersion(tx: Client, line: VersionLine): Promise<boolean> {
 }
 
 /** Answers how many were missing. Keys of destroyed versions stay out. */
-async function importDataKeys(tx: Client, keys: readonly KeyLine[]): Promise<number> {
+async function importDataKeys(tx: Client, keys: readonly KeyLine[], source: Source): Promise<number> {
   const columns = [
     keys.map((key) => key.tenant),
     keys.map((key) => key.family),
@@ -163,7 +189,7 @@ async function importDataKeys(tx: Client, keys: readonly KeyLine[]): Promise<num
   if (rows[0] !== undefined) {
     throw new FieldkeepError(
       'conflict',
-      `A tenant has another key for version ${rows[0].version} of family ${rows[0].family} here than in the file: nothing was imported.`,
+      `A tenant has another key for version ${rows[0].version} of family ${rows[0].family} here than in the ${source}: nothing was imported. ${beginAgain}`,
     );
   }
   const { rowCount } = await tx.query(
@@ -183,7 +209,7 @@ export interface Imported {
 }
 
 /** All or nothing; running it again adds nothing. Errors: `conflict` when the file and the database disagree. */
-export function importKeys(pool: Pool, backup: KeyBackup): Promise<Imported> {
+export function importKeys(pool: Pool, backup: KeyBackup, source: Source = 'file'): Promise<Imported> {
   return transaction(pool, async (tx) => {
     let [families, versions] = [0, 0];
     for (const { family, nextRotationAt } of backup.families) {
@@ -195,9 +221,14 @@ export function importKeys(pool: Pool, backup: KeyBackup): Promise<Imported> {
     }
     // The furthest states first: a version steps down from active before its successor becomes it.
     for (const line of [...backup.versions].sort((a, b) => rank(b.state) - rank(a.state))) {
-      if (await importVersion(tx, line)) versions += 1;
+      try {
+        if (await importVersion(tx, line, source)) versions += 1;
+      } catch (error) {
+        // Another version stands here under its root key version, or is active beside it.
+        throw sqlState(error) === uniqueViolation ? otherVersion(line, source) : error;
+      }
     }
-    const dataKeys = await importDataKeys(tx, backup.dataKeys);
+    const dataKeys = await importDataKeys(tx, backup.dataKeys, source);
     await raiseEpoch(tx);
     return { families, versions, dataKeys };
   });

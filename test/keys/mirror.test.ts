@@ -84,6 +84,8 @@ describe('a key that seals for a target', function () {
     const sealed = await encryptFor(it_, 'hr', 1);
     assert.equal(sealed.status, 200, sealed.text);
     assert.deepEqual(await listKept(hr), ['acme/bank/1 active']);
+    const own = await it_.owner.query(`select to_regclass('fieldkeep.wrapped_keys') is null as none`);
+    assert.deepEqual(own.rows, [{ none: true }], 'our own database is no target');
     assert.equal(new Set(await listWrapped([it_.owner, hr.owner], 'acme')).size, 1);
     assert.ok((await mirroredIn(it_, 'acme')).includes('hr'));
     const moved = await it_.call('payroll-agent', 'POST', '/v1/reencrypt', {

@@ -9,14 +9,13 @@ const table = { table: 'app.people', key: ['id'], tenant: { column: 'tenant' }, 
 const demo = { table: 'demo.employees', key: ['id'], tenant: { column: 'tenant' } };
 
 /** Columns of class bank in the targets hr and crm and in our own database; ssn in our own alone. */
-export const policy = changePolicy({
-  columns: [
-    { ...table, database: 'hr' },
-    { ...table, database: 'crm' },
-    { ...demo, column: 'bank', class: 'bank' },
-    { ...demo, column: 'ssn', class: 'ssn', index: [{ name: 'eq', column: 'ssn_eq', bits: 13 }] },
-  ],
-});
+export const columns = [
+  { ...table, database: 'hr' },
+  { ...table, database: 'crm' },
+  { ...demo, column: 'bank', class: 'bank' },
+  { ...demo, column: 'ssn', class: 'ssn', index: [{ name: 'eq', column: 'ssn_eq', bits: 13 }] },
+];
+export const policy = changePolicy({ columns });
 
 export interface Customer {
   readonly database: TestDatabase;
