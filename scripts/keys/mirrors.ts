@@ -11,7 +11,7 @@ import { openTargets, variableOf } from '../../src/rotation/targets.ts';
 export async function importMirrors(config: Config, databaseUrl: string, pool: Pool): Promise<void> {
   const policy = readPolicy(config.policyFile);
   const names = [...new Set([...listTargets(policy).keys(), ...config.targets.keys()])];
-  const missing = names.filter((name) => !config.targets.has(name)).map(variableOf);
+  const missing = names.filter((name) => !config.targets.has(name)).map((name) => variableOf(name));
   if (missing.length > 0)
     throw new StartupError(`The policy names targets that are not connected: set ${missing.join(', ')}.`);
   if (names.length === 0)

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { transaction } from '../../src/db.ts';
 import { MirrorKeeper } from '../../src/keys/mirror-keeper.ts';
-import { catchUp, removeMirrored } from '../../src/keys/mirror.ts';
+import { catchUp, listMirrorWarnings, removeMirrored } from '../../src/keys/mirror.ts';
 import { listMirrors } from '../../src/keys/mirror-store.ts';
 import { raiseEpoch, setDestroyed } from '../../src/keys/store.ts';
 import { nextVersion, advance } from '../../src/rotation/run.ts';
@@ -76,6 +76,9 @@ describe('the keeper of mirrors', function () {
     assert.deepEqual(await status('hr'), {
       ...{ target: 'hr', behind: 2, unknown: [], problem: 'Target hr cannot be reached.' },
     });
+    assert.deepEqual(await listMirrorWarnings(bench.service.pool, policy.columns), [
+      ...['The mirror of hr is behind by 2 keys.', 'Target hr cannot be reached.'],
+    ]);
     assert.deepEqual(told, ['Target hr cannot be reached.'], 'once, not with every try');
     assert.deepEqual(await status('crm'), { target: 'crm', behind: 0, unknown: [], problem: null });
     comeBack(hr);

@@ -1,5 +1,6 @@
 /** Customers' databases whose table app.people has an envelope column of class bank, and services that write to them. */
-import { openPool, roleOf, type Pool } from '../../src/db.ts';
+import { readFileSync } from 'node:fs';
+import { openPool, quoteIdentifier, roleOf, type Pool } from '../../src/db.ts';
 import { changePolicy } from '../rotation/support.ts';
 import { createTarget, type TestDatabase } from '../support/database.ts';
 import { openProxy, type Proxy } from '../support/proxy.ts';
@@ -24,6 +25,12 @@ export interface Customer {
   readonly proxy: Proxy;
   readonly url: string;
   close(): Promise<void>;
+}
+
+/** What its owner runs there; more than once does no harm. */
+export async function prepare({ owner, database }: Pick<Customer, 'owner' | 'database'>): Promise<void> {
+  const sql = readFileSync(new URL('../../migrations/target.sql', import.meta.url), 'utf8');
+  await owner.query(sql.replaceAll(':service', quoteIdentifier(roleOf(database.serviceUrl))));
 }
 
 export async function openCustomer(): Promise<Customer> {
