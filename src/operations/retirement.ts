@@ -1,4 +1,7 @@
-/** What the versions of a family still lack before they may be destroyed, and what became of it, as status shows it. Asks no database but our own. */
+/**
+ * What the versions of a family still lack before they may be destroyed, and what became of those that were to be, as status
+ * shows it. Asks no database but our own.
+ */
 import { findApprovalRule } from '../policy/approval.ts';
 import { listDestructions, type Destruction } from '../rotation/destroy-store.ts';
 import { readFacts } from '../rotation/facts.ts';

@@ -127,10 +127,15 @@ describe('tables in a target', () => {
 
   it('count versions as our own database does: the functions are the same', async () => {
     const sql = `select pg_get_functiondef(oid) as text from pg_proc
-                 where pronamespace = 'fieldkeep'::regnamespace and proname in ('fe_version', 'fe_stored_otherwise', 'fe_claim') order by 1`;
+                 where pronamespace = 'fieldkeep'::regnamespace and proname like 'fe\\_%' order by 1`;
     const [theirs, ours] = [await owner.query(sql), await bench.owner.query(sql)];
-    assert.equal(theirs.rows.length, 3);
+    assert.equal(theirs.rows.length, 7);
     assert.deepEqual(theirs.rows, ours.rows);
+    const columns = `select attname, format_type(atttypid, atttypmod) as type, attnotnull from pg_attribute
+                     where attrelid = 'fieldkeep.guarded_columns'::regclass and attnum > 0 order by attnum`;
+    assert.deepEqual((await owner.query(columns)).rows, (await bench.owner.query(columns)).rows);
+    const installed = await owner.query('select * from fieldkeep.guarded_columns');
+    assert.deepEqual(installed.rows, [], 'what is guarded is for the owner to say');
   });
 
   it('are found usable, and their version indexes known', () => {
