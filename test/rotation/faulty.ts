@@ -23,6 +23,8 @@ export interface Fault {
 }
 
 export class Faults {
+  /** What is done instead of telling of a failure; a process may end itself here. */
+  strike: (() => void) | undefined;
   /** What failed since `arm`, in words. */
   fired: string[] = [];
   #made = 0;
@@ -41,11 +43,13 @@ export class Faults {
     if (fault === undefined) return await run();
     this.fired.push(`${fault.mode} write ${made}: ${what}`);
     if (fault.mode === 'unheard') await run();
+    this.strike?.();
     throw error();
   }
 }
 
-const writing = /^\s*(insert|update|delete|commit|with\b[^]*\b(insert|update|delete))\b/i;
+const writing =
+  /^\s*(insert|update|delete|commit|with\b[^]*\b(insert|update|delete)|select fieldkeep\.fe_guard_\w+)\b/i;
 
 function broken(): Error {
   return Object.assign(new Error('Connection terminated unexpectedly'), { code: '08006' });
@@ -63,6 +67,9 @@ function breakKeeper(rootKeys: RootKeys, faults: Faults): RootKeys {
     rotate: (family: string) => faults.write('keeper: rotate', away, () => rootKeys.rotate(family)),
     makeDataKey: (family: string, version: number, context: Buffer) =>
       faults.write('keeper: make a data key', away, () => rootKeys.makeDataKey(family, version, context)),
+    destroyBelow: (family: string, version: number) =>
+      faults.write('keeper: destroy', away, () => rootKeys.destroyBelow(family, version)),
+    sign: (message: Buffer) => faults.write('keeper: sign', away, () => rootKeys.sign(message)),
   });
 }
 
