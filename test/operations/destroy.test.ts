@@ -2,11 +2,13 @@
 import assert from 'node:assert/strict';
 import { transaction } from '../../src/db.ts';
 import { raiseEpoch } from '../../src/keys/store.ts';
+import { RootKeyError } from '../../src/keys/root-keys.ts';
 import { parsePolicy } from '../../src/policy/policy.ts';
 import { carryOutOpen } from '../../src/rotation/destroy.ts';
 import { watchDone } from '../../src/rotation/watch.ts';
 import { entriesOf, openTestService, type Reply, type TestService } from '../support/service.ts';
 import { unfoldAcknowledged } from '../../src/audit/store.ts';
+import { replace } from '../rotation/intercept.ts';
 import { rotate } from '../rotation/support.ts';
 import { shippedFile } from './approving.ts';
 
@@ -243,6 +245,35 @@ describe('destroying a version over HTTP', function () {
     await it_.service.keyring.refresh();
     assert.ok(dump.rows.length >= 1);
     assert.equal(await open(envelope), 'vault_unavailable');
+  });
+
+  it('waits for a signature that this process may not make, and says so', async () => {
+    await bringToItsTime();
+    const begun = await destroy({ approval: await askAndApprove() });
+    assert.deepEqual(said(begun), [202, 'destroying']);
+    const refuse = () => Promise.reject(new RootKeyError('Vault answers 403 to sign.', { refused: true }));
+    await carryOutOpen({ ...it_.service, rootKeys: replace(it_.service.rootKeys, { sign: refuse }) });
+    const { destruction } = await stateOf();
+    assert.deepEqual([destruction!['status'], destruction!['certificate']], ['destroyed', 'unsigned']);
+    assert.match(
+      destruction!['problem'] as string,
+      /^nobody has signed its certificate .* npm run keys -- destroy bank 1$/,
+    );
+    const path = '/v1/keys/bank/versions/1/certificate';
+    const unsigned = await call('operator', 'GET', path);
+    assert.deepEqual(Object.keys(unsigned.body).sort(), ['certificate', 'problem']);
+    await carryOutOpen(it_.service);
+    assert.equal((await stateOf()).destruction!['certificate'], 'unsigned', 'it is not tried with every tick');
+    await move('update fieldkeep.destructions set retry_at = now()');
+    const other = replace(it_.service.rootKeys, { sign: () => Promise.resolve(Buffer.alloc(64)) });
+    await assert.rejects(carryOutOpen({ ...it_.service, rootKeys: other }), {
+      code: 'internal',
+      message: /does not fit/,
+    });
+    await carryOutOpen(it_.service);
+    const signed = await call('operator', 'GET', path);
+    assert.equal(signed.body['certificate'], unsigned.body['certificate'], 'its text never changes');
+    assert.equal(Buffer.from(signed.body['signature'] as string, 'base64').length, 64);
   });
 
   it('is refused to whoever may not, out of turn, and for what is no version', async () => {

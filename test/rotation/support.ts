@@ -31,11 +31,15 @@ export interface Bench {
 export interface BenchOptions {
   readonly policy?: Policy;
   readonly targets?: ReadonlyMap<string, string>;
+  /** Somebody else's, who drops it. */
+  readonly database?: TestDatabase;
+  /** The folder of the root keys, somebody else's. */
+  readonly home?: string;
 }
 
-export async function openBench({ policy = shippedPolicy, targets }: BenchOptions = {}): Promise<Bench> {
-  const database = await createDatabase();
-  const folder = mkdtempSync(join(tmpdir(), 'fieldkeep-rotation-'));
+export async function openBench({ policy = shippedPolicy, targets, ...given }: BenchOptions = {}): Promise<Bench> {
+  const database = given.database ?? (await createDatabase());
+  const folder = given.home ?? mkdtempSync(join(tmpdir(), 'fieldkeep-rotation-'));
   const rootKeys = await openEmbeddedRootKeys(join(folder, 'root-keys.json'));
   const log = pino({ level: 'silent' });
   const service = await openService({

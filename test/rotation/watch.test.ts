@@ -32,12 +32,13 @@ describe('envelopes that come late', () => {
   it('from a queue start a run that makes no version and moves no date, and one at a time', async () => {
     await rotate(bench);
     assert.deepEqual(await looks(bench), []);
-    const family = async () =>
-      (
-        await bench.owner
-          .query(`select f.next_rotation_at, (select json_agg(v order by version) from fieldkeep.key_versions v
-         where v.family = f.family)::text as versions from fieldkeep.key_families f where family = 'ssn'`)
-      ).rows;
+    const family = async () => {
+      const { rows } = await bench.owner.query<object>(
+        `select f.next_rotation_at, (select json_agg(v order by version) from fieldkeep.key_versions v
+           where v.family = f.family)::text as versions from fieldkeep.key_families f where family = 'ssn'`,
+      );
+      return rows;
+    };
     const before = await family();
     await store('3', await late('3'));
     const started = await Promise.all([1, 2, 3].map(() => watchDone(bench.service, { now: true })));
