@@ -1,0 +1,40 @@
+/** Which database a registered column is in, as the commands reach it: its owner's URL where there is one. */
+import { roleOf } from '../../src/db.ts';
+import { readConfig } from '../../src/config.ts';
+import { StartupError } from '../../src/errors.ts';
+import type { RegisteredColumn } from '../../src/policy/policy.ts';
+import { variableOf } from '../../src/rotation/targets.ts';
+import { findService } from '../support.ts';
+
+export interface Place {
+  /** Connects as the owner where the environment knows how, else as the worker. */
+  readonly url: string;
+  /** Whom workers connect as, where that is known. */
+  readonly workerRole: string | undefined;
+}
+
+/** TARGET_HR_OWNER_URL reads as the URL of a target hr_owner: the owner of hr, unless the policy has such a target. */
+function ownerVariable(database: string): string {
+  return variableOf(`${database}_owner`);
+}
+
+/** Errors: StartupError when nothing says where the database is. */
+export function findPlace({ database }: Pick<RegisteredColumn, 'database'>, variables: NodeJS.ProcessEnv): Place {
+  const { targets, databaseUrl, databaseOwnerUrl } = readConfig(variables);
+  if (database === undefined) {
+    const service = databaseUrl === undefined ? findService() : undefined;
+    const url = databaseOwnerUrl ?? databaseUrl ?? service?.databaseUrl;
+    if (url === undefined) {
+      throw new StartupError(
+        'DATABASE_URL says which database; without it a service with embedded Postgres must be running.',
+      );
+    }
+    return { url, workerRole: databaseUrl === undefined ? undefined : roleOf(databaseUrl) };
+  }
+  const worker = targets.get(database);
+  const url = targets.get(`${database}_owner`) ?? worker;
+  if (url === undefined) {
+    throw new StartupError(`${ownerVariable(database)} or ${variableOf(database)} says where target ${database} is.`);
+  }
+  return { url, workerRole: worker === undefined ? undefined : roleOf(worker) };
+}

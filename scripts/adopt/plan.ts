@@ -1,0 +1,77 @@
+/** `npm run adopt -- plan` and `sql`: what would break, and what the owner of the table runs. They change nothing. */
+import { isUnavailable, openPool, sqlState, type Pool } from '../../src/db.ts';
+import { StartupError } from '../../src/errors.ts';
+import type { Policy, RegisteredColumn } from '../../src/policy/policy.ts';
+import type { Finding } from '../../src/rotation/adoption-finding.ts';
+import { inspectColumn } from '../../src/rotation/adoption-inspect.ts';
+import { findTable } from '../../src/rotation/adoption-inspect-store.ts';
+import { planAdoption } from '../../src/rotation/adoption-plan.ts';
+import { formatFinish, formatPreparation, formatUndo } from '../../src/rotation/adoption-sql.ts';
+import { findPlace } from './databases.ts';
+
+/** Of a statement that reads the whole table. */
+const exactMs = 3_600_000;
+const usualMs = 60_000;
+
+const refusals: Readonly<Record<string, string | undefined>> = {
+  '42501': 'The role may not look at the table like this: connect as its owner (TARGET_<NAME>_OWNER_URL).',
+  '28P01': 'The database refuses the credentials of the URL.',
+  '28000': 'The database refuses the credentials of the URL.',
+  '57014': 'Looking at the table took too long and was given up.',
+};
+
+export interface Planned {
+  readonly table: string;
+  readonly column: string;
+  readonly findings: readonly Finding[];
+}
+
+async function withPool<T>(url: string, statementTimeoutMs: number, work: (pool: Pool) => Promise<T>): Promise<T> {
+  // Counting all but the rows that a policy hides would be worse than an error.
+  const settings = { row_security: 'off', default_transaction_read_only: 'on' };
+  const pool = openPool(url, { max: 1, name: 'adopt', statementTimeoutMs, settings });
+  try {
+    return await work(pool);
+  } catch (error) {
+    if (isUnavailable(error)) throw new StartupError('The database of the column cannot be reached.');
+    const told = refusals[sqlState(error) ?? ''];
+    throw told === undefined ? error : new StartupError(told);
+  } finally {
+    await pool.end();
+  }
+}
+
+/** Looks at the live table. Errors: StartupError when its database is unknown or away. */
+export async function plan(policy: Policy, column: RegisteredColumn, exact: boolean): Promise<Planned> {
+  const { url, workerRole } = findPlace(column, process.env);
+  const findings = await withPool(url, exact ? exactMs : usualMs, async (pool) =>
+    planAdoption(column, policy.classes.get(column.class)!, await inspectColumn(pool, column, { exact, workerRole })),
+  );
+  return { table: column.address, column: column.column, findings };
+}
+
+const marks: Readonly<Record<Finding['level'], string>> = { stop: 'STOP  ', change: 'CHANGE', note: 'note  ' };
+
+export function describePlan({ table, column, findings }: Planned): string {
+  const lines = findings.flatMap(({ level, what, why, how }) => [
+    `${marks[level]} ${what}.`,
+    `       ${why}`,
+    ...(how === undefined ? [] : [`       → ${how}`]),
+  ]);
+  const count = (level: Finding['level']) => findings.filter((finding) => finding.level === level).length;
+  const [stops, changes] = [count('stop'), count('change')];
+  const end =
+    stops > 0
+      ? `${stops} of ${findings.length} have to be mended before ${table}.${column} can be adopted.`
+      : `${table}.${column} can be adopted. ${changes} ${changes === 1 ? 'thing has' : 'things have'} to be changed on the way.`;
+  return `${[...lines, '', end].join('\n')}\n`;
+}
+
+/** What the owner runs: before the start, after `finish`, or after `undo`. */
+export async function printSql(column: RegisteredColumn, after?: 'finish' | 'undo'): Promise<string> {
+  const { url } = findPlace(column, process.env);
+  const table = await withPool(url, usualMs, (pool) => findTable(pool, column.schema, column.name));
+  if (table === undefined) throw new StartupError(`There is no table ${column.address}, or it cannot be seen.`);
+  if (after === 'finish') return formatFinish(column, table);
+  return after === 'undo' ? formatUndo(column, table) : formatPreparation(column, table);
+}
