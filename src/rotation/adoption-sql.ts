@@ -95,6 +95,11 @@ function formatColumns(column: AdoptedColumn): string[] {
   ];
 }
 
+/** The constraint that keeps the source null after `finish`; in the way of whoever brings values back. */
+const checkOf = (column: AdoptedColumn) => nameFor('fieldkeep_empty', column);
+const formatCheckDrop = (column: AdoptedColumn) =>
+  `alter table ${tableOf(column)} drop constraint if exists ${q(checkOf(column))};`;
+
 /** What is run before an adoption starts. */
 export function formatPreparation(column: AdoptedColumn, table: TableParts): string {
   const triggers = toTriggerColumn(column);
@@ -115,7 +120,7 @@ export function formatPreparation(column: AdoptedColumn, table: TableParts): str
               'While the source holds a value it alone counts; a write by the application always wins. All or none of them.',
             ),
             comment(retry),
-            ...inTransaction(formatTriggers(triggers)),
+            ...inTransaction([formatCheckDrop(column), ...formatTriggers(triggers)]),
           ],
       from === undefined
         ? []
@@ -152,10 +157,10 @@ export function formatFinish(column: AdoptedColumn, table: TableParts): string {
   if (triggers === undefined) {
     return join([[comment('Adopted in place: there is no source that could be dropped.')], forget(column)]);
   }
-  const check = nameFor('fieldkeep_empty', column);
+  const check = checkOf(column);
   const at = tableOf(column);
   const remove = [
-    `alter table ${at} drop constraint if exists ${q(check)};`,
+    formatCheckDrop(column),
     `alter table ${at} add constraint ${q(check)} check (${q(triggers.source)} is null) not valid;`,
   ];
   return join([

@@ -71,6 +71,8 @@ describe('rotation/adoption-sql', () => {
     assert.deepEqual(await indexesOf('app', 'people'), ['(fieldkeep.fe_version(pay_enc), id)']);
     await assert.rejects(pool.query('insert into app.people values (1, 10)'), /violates check constraint/);
     await pool.query(`insert into app.people values (1, null, 'E')`);
+    await runScript(formatPreparation(column(), plain));
+    await pool.query('update app.people set pay = 10'); // plaintext may come back
   });
 
   it('leaves a table as it was when all is undone', async () => {
