@@ -74,6 +74,13 @@ function describeFamily(family: Family): string[] {
   return lines;
 }
 
+/** A rotation by what it makes, any other run by what it is about. */
+function nameRun({ kind, family, version, columns }: RunProgress): string {
+  if (kind === 'rotation') return `${family} to v${version}`;
+  const [first] = columns;
+  return kind === 'adoption' || first === undefined ? String(kind) : `${kind} of ${first.table}.${first.column}`;
+}
+
 function describeRuns(runs: readonly RunProgress[]): string[] {
   const unfinished = runs.filter(({ phase }) => phase !== 'done' && phase !== 'cancelled');
   if (unfinished.length === 0) {
@@ -85,7 +92,7 @@ function describeRuns(runs: readonly RunProgress[]): string[] {
     ];
   }
   return unfinished.flatMap((each) => {
-    const name = each.kind === 'adoption' ? 'adoption' : `${each.family} to v${each.version}`;
+    const name = nameRun(each);
     return [`${name}: ${describeRun(each)}`, ...(each.blocked === undefined ? [] : [`  Blocked: ${each.blocked}`])];
   });
 }

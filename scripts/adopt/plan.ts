@@ -6,6 +6,7 @@ import type { Finding } from '../../src/rotation/adoption-finding.ts';
 import { inspectColumn } from '../../src/rotation/adoption-inspect.ts';
 import { findTable } from '../../src/rotation/adoption-inspect-store.ts';
 import { planAdoption } from '../../src/rotation/adoption-plan.ts';
+import { findByName } from '../../src/rotation/adoption.ts';
 import { formatFinish, formatPreparation, formatUndo } from '../../src/rotation/adoption-sql.ts';
 import { findPlace } from './databases.ts';
 
@@ -39,6 +40,13 @@ async function withPool<T>(url: string, statementTimeoutMs: number, work: (pool:
   } finally {
     await pool.end();
   }
+}
+
+/** Column names may hold dots, too, so the policy says where one begins. Errors: StartupError where it has none. */
+export function getColumn({ columns }: Policy, name: string): RegisteredColumn {
+  const found = findByName(columns, name);
+  if (found !== undefined) return found;
+  throw new StartupError(`The policy has no column ${name}. Name it as callers do: [target:]schema.table.column`);
 }
 
 /** Looks at the live table. Errors: StartupError when its database is unknown or away. */

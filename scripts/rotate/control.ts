@@ -15,9 +15,10 @@ const outcomes: Readonly<Record<ControlVerb, string>> = {
 
 /** Errors: StartupError when nothing of the family is rotating. */
 export async function getUnfinished(api: Api, family: string): Promise<RunProgress> {
-  const path = `/v1/rotations?family=${encodeURIComponent(family)}&limit=1`; // the newest: only it can be unfinished
-  const [run] = mustBeOk(await api.call(operator, 'GET', path)).items as RunProgress[];
-  if (run === undefined || run.doneAt !== undefined) throw new StartupError(`No rotation of ${family} is under way.`);
+  const path = `/v1/rotations?family=${encodeURIComponent(family)}&limit=100`;
+  const runs = mustBeOk(await api.call(operator, 'GET', path)).items as RunProgress[];
+  const run = runs.find(({ kind, doneAt }) => kind === 'rotation' && doneAt === undefined);
+  if (run === undefined) throw new StartupError(`No rotation of ${family} is under way.`);
   return run;
 }
 

@@ -44,6 +44,7 @@ export interface CallOptions {
 export interface TestService {
   readonly service: Service;
   readonly owner: Pool;
+  readonly database: TestDatabase;
   readonly issuer: Issuer;
   /** Its state: the issuer's key and the local authority, as commands look for them. */
   readonly home: string;
@@ -125,6 +126,7 @@ export async function openTestService(options: TestServiceOptions = {}): Promise
   return {
     service,
     owner,
+    database,
     issuer,
     home,
     url: `https://127.0.0.1:${port}`,
