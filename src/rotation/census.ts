@@ -44,6 +44,26 @@ export async function hasStale(db: Queryable, table: TableShape, stale: readonly
   return rows[0]!.found;
 }
 
+/**
+ * Whether the column holds what a guard of `version` would refuse: older envelopes, text that only begins like one, and
+ * plaintext unless that is let in.
+ */
+export async function hasRefusable(
+  db: Queryable,
+  table: TableShape,
+  column: string,
+  { version, plaintext }: { readonly version: number; readonly plaintext: boolean },
+): Promise<boolean> {
+  const q = quoteIdentifier;
+  const [rows, found] = [`${q(table.schema)}.${q(table.name)} t`, `fieldkeep.fe_version(t.${q(column)})`];
+  const { rows: answer } = await db.query<{ found: boolean }>(
+    `select exists (select from ${rows} where ${found} < 0)
+         or exists (select from ${rows} where ${found} >= $1 and ${found} < $2) as found`,
+    [plaintext ? 1 : 0, version],
+  );
+  return answer[0]!.found;
+}
+
 /** The lowest and the highest version in a column, undefined when it holds nothing; with the version index at once. */
 export async function findVersionBounds(
   db: Queryable,

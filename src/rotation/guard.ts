@@ -12,6 +12,7 @@
 import { sqlState, type Pool } from '../db.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
 import type { TableShape } from './catalog.ts';
+import { hasRefusable } from './census.ts';
 import { appendAlways, guardLine } from './entries.ts';
 import * as store from './guard-store.ts';
 import { letsPlaintextIn } from './retire.ts';
@@ -104,10 +105,12 @@ async function act(
   return 'done';
 }
 
-export function addGuard(shop: Workshop, guarded: GuardedColumn, version: number): Promise<GuardStep> {
+/** Not while a row is there that it would refuse: nobody could change anything else of that row any more. */
+export async function addGuard(shop: Workshop, guarded: GuardedColumn, version: number): Promise<GuardStep> {
   const { registered, table } = guarded;
   const plaintext = letsPlaintextIn(registered);
-  return act(shop, guarded, version, {
+  if (await hasRefusable(databaseOf(shop, table), table, registered.column, { version, plaintext })) return 'late';
+  return await act(shop, guarded, version, {
     name: 'adding',
     run: (db) => store.addConstraint(db, table, registered.column, { version, plaintext }),
     record: () => store.upsertAdded(shop.pool, nameOf(guarded, version)),

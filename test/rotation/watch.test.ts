@@ -1,6 +1,7 @@
 /** Envelopes that come late, in every way in which applications bring them, are caught before their version is destroyed. */
 import assert from 'node:assert/strict';
 import { examineVersion } from '../../src/rotation/evidence.ts';
+import { listProblems } from '../../src/rotation/retire-store.ts';
 import { findRun, insertRun, listRuns } from '../../src/rotation/store.ts';
 import { watchDone } from '../../src/rotation/watch.ts';
 import { adopt, drive, fill, openBench, openFor, rotate, type Bench } from './support.ts';
@@ -175,6 +176,9 @@ describe('envelopes that come late', () => {
     });
     await bench.owner.query(`update fieldkeep.key_versions set activated_at = activated_at - interval '8 d'`);
     await looks(bench);
+    assert.deepEqual(await guardsOf(bench.owner), []);
+    assert.match((await listProblems(bench.owner, 'ssn'))[0]!.problem, /values that were given up: set those to null/);
+    await bench.owner.query(`update demo.employees set name = 'm' where id = 8`); // whose row can still be worked with
     await bench.owner.query('update demo.employees set ssn = null where id = 8');
     await looks(bench);
     assert.deepEqual(await guardsOf(bench.owner), [['fe_guard_ssn_2', true]]);
