@@ -164,26 +164,26 @@ async function apply(db: Client, steps: readonly Step[], state: TargetState): Pr
   }
 }
 
-/** The partitions, where somebody can look; what stands there decides nothing else of what is printed. */
+/** Where somebody can look, without the indexes that are there and with the partitions that are. */
 async function printPlan(options: TargetPlanOptions, door: Door | undefined, name: string): Promise<void> {
   const head = [`-- What Fieldkeep needs in ${name === 'own' ? 'its own database' : `target ${name}`}, for its owner.`];
-  let partitions: TargetPlanOptions['partitions'];
-  if (door === undefined)
-    head.push('-- Nobody looked there: indexes of a partitioned table are printed as of any other.');
-  else {
-    const db = await open(door);
-    try {
-      partitions = await findPartitions(db, options.columns);
-    } finally {
-      await db.end();
-    }
-  }
   if (options.reader === undefined) {
     const variable = readerVariableOf(name === 'own' ? undefined : name);
     head.push(`-- No role reads here to find undeclared columns: set ${variable} or say --reader ROLE.`);
   }
-  const steps = planTarget({ ...options, ...(partitions !== undefined && { partitions }) });
-  process.stdout.write(`${head.join('\n')}\n\n${formatPlan(steps)}`);
+  if (door === undefined) {
+    head.push('-- Nobody looked there: indexes of a partitioned table are printed as of any other.');
+    process.stdout.write(`${head.join('\n')}\n\n${formatPlan(planTarget(options))}`);
+    return;
+  }
+  const db = await open(door);
+  try {
+    const steps = planTarget({ ...options, partitions: await findPartitions(db, options.columns) });
+    const seen = await lookAtTarget(db, options, false);
+    process.stdout.write(`${head.join('\n')}\n\n${formatPlan(steps, seen)}`);
+  } finally {
+    await db.end();
+  }
 }
 
 await run(async () => {

@@ -5,29 +5,18 @@
  * A partitioned table cannot be indexed beside its application in one go: each partition is, and the index of the table
  * then takes those in.
  */
-import { createHash } from 'node:crypto';
 import { quoteIdentifier } from '../db.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
+import { nameFor } from './adoption-triggers.ts';
 import type { IndexState, PlaceName, Step, TableState, TargetState } from './target-state.ts';
 
 const q = quoteIdentifier;
-const nameBytesMax = 63;
-
-/** `parts` with `_` between; one that Postgres would cut ends in a hash of the whole instead. */
-export function nameIndex(...parts: readonly string[]): string {
-  const whole = parts.join('_');
-  if (Buffer.byteLength(whole) <= nameBytesMax) return whole;
-  const end = `_${createHash('sha256').update(whole).digest('hex').slice(0, 8)}`;
-  let head = Array.from(whole);
-  while (Buffer.byteLength(head.join('') + end) > nameBytesMax) head = head.slice(0, -1);
-  return head.join('') + end;
-}
-
 interface Wanted {
   readonly what: string;
   readonly why: string;
-  /** What its name ends in, after the table's. */
-  readonly ending: readonly string[];
+  /** What its name begins with; the same in the SQL of an adoption, so that neither makes a second one. */
+  readonly kind: 'fieldkeep_version' | 'fieldkeep_tokens' | 'fieldkeep_todo';
+  readonly column: string;
   /** What follows the table in `create index`. */
   readonly definition: string;
   /** Whether one of the table's indexes serves. */
@@ -47,7 +36,8 @@ function listWanted(entry: RegisteredColumn): Wanted[] {
     {
       what: `version index of ${table}.${column}`,
       why: 'A rotation then costs by the rows that are old, not by the table.',
-      ending: [column, 'version'],
+      kind: 'fieldkeep_version',
+      column,
       definition: `(fieldkeep.fe_version(${q(column)}), ${keys})`,
       isThere: ({ versionIndexed }) => versionIndexed.has(column),
     },
@@ -57,7 +47,8 @@ function listWanted(entry: RegisteredColumn): Wanted[] {
     wanted.push({
       what: `token index of ${table}.${tokens}`,
       why: 'Searches and claims go by it. It is not unique: tokens of two versions stand beside each other.',
-      ending: [tokens, 'tokens'],
+      kind: 'fieldkeep_tokens',
+      column: tokens,
       definition: `(${parts.map(q).join(', ')})`,
       isThere: ({ indexes }) => valid(indexes, parts),
     });
@@ -67,7 +58,8 @@ function listWanted(entry: RegisteredColumn): Wanted[] {
     wanted.push({
       what: `adoption index of ${table}.${column}`,
       why: `Finds the rows whose ${from} is not adopted yet.`,
-      ending: [column, 'adoption'],
+      kind: 'fieldkeep_todo',
+      column,
       definition: `(${keys}) where ${q(from)} is not null and ${q(column)} is null`,
       isThere: ({ indexes }) => valid(indexes, key, predicate),
     });
@@ -91,18 +83,16 @@ function compareIndex({ isThere }: Wanted, table: TableState | undefined, made: 
 export function planIndexes(columns: readonly RegisteredColumn[], partitions: readonly PlaceName[] = []): Step[] {
   const { schema, name, address } = columns[0]!;
   return columns.flatMap(listWanted).map((wanted) => {
+    const nameOn = ({ name: table }: PlaceName) => nameFor(wanted.kind, { name: table, column: wanted.column });
     const create = (on: PlaceName, concurrently: boolean) =>
-      `create index ${concurrently ? 'concurrently ' : ''}if not exists ${q(nameIndex(on.name, ...wanted.ending))} ` +
+      `create index ${concurrently ? 'concurrently ' : ''}if not exists ${q(nameOn(on))} ` +
       `on ${q(on.schema)}.${q(on.name)} ${wanted.definition}`;
     const whole = { schema, name };
     const statements = [
       ...partitions.map((each) => create(each, true)),
       create(whole, partitions.length === 0), // takes in those of the partitions, and builds nothing
     ];
-    const indexes = [...partitions, whole].map((on) => ({
-      schema: on.schema,
-      name: nameIndex(on.name, ...wanted.ending),
-    }));
+    const indexes = [...partitions, whole].map((on) => ({ schema: on.schema, name: nameOn(on) }));
     return {
       what: wanted.what,
       why: wanted.why,

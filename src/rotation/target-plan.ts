@@ -10,7 +10,7 @@ import type { RegisteredColumn } from '../policy/policy.ts';
 import { refuseRule } from './catalog.ts';
 import { planIndexes } from './target-indexes.ts';
 import { compareReader, compareRights, compareRole } from './target-rights.ts';
-import type { PlaceName, Step, TableState } from './target-state.ts';
+import type { PlaceName, Step, TableState, TargetState } from './target-state.ts';
 
 export interface TargetPlanOptions {
   /** The registered columns of this database. */
@@ -229,13 +229,19 @@ export function planTarget(options: TargetPlanOptions): Step[] {
   ];
 }
 
-/** All of it as a text for psql. */
-export function formatPlan(steps: readonly Step[]): string {
-  const texts = steps.flatMap(({ what, why, statements, atomic }) => {
+/** A comment of one line, whatever the names in it hold. */
+const comment = (words: string) => `-- ${words.replaceAll(/\s+/g, ' ')}`;
+
+/** All of it as a text for psql; without indexes that are seen to be there, by whatever name. */
+export function formatPlan(steps: readonly Step[], seen?: TargetState): string {
+  const texts = steps.flatMap(({ what, why, statements, atomic, indexes, differences }) => {
     if (statements.length === 0) return [];
+    const found = indexes === undefined || seen === undefined ? undefined : differences(seen);
+    if (found?.length === 0) return [`${comment(what)}\n-- is there.`];
+    const told = (found ?? []).map((each) => comment(`now ${each}`)); // of an invalid one: --apply drops it first
     const lines = statements.map((each) => `${each};`);
     const body = atomic ? ['begin;', setLockTimeout, ...lines, 'commit;'] : lines;
-    return [[`-- ${what}`, `-- ${why}`, ...body].join('\n')];
+    return [[comment(what), comment(why), ...told, ...body].join('\n')];
   });
   return `${texts.join('\n\n')}\n`;
 }

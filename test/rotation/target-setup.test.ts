@@ -9,6 +9,8 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { connect, openPool, type Pool } from '../../src/db.ts';
 import { parsePolicy, type Policy } from '../../src/policy/policy.ts';
+import { nameFor } from '../../src/rotation/adoption-triggers.ts';
+import { loadCatalog } from '../../src/rotation/catalog.ts';
 import { openReaders } from '../../src/rotation/targets.ts';
 import { applyStep, findPartitions, lookAtTarget } from '../../src/rotation/target-look.ts';
 import { planTarget, type TargetPlanOptions } from '../../src/rotation/target-plan.ts';
@@ -137,6 +139,15 @@ describe('target:setup', function () {
     const applied = await setup(['hr', '--apply'], asOwner());
     assert.equal(applied.code, 0, applied.err);
     assert.ok(!/^[^=]/m.test(applied.out.trim()), 'nothing was left to make');
+    await owner.query(
+      `alter index app.${nameFor('fieldkeep_tokens', { name: 'people', column: 'ssn_eq' })} rename to people_own`,
+    );
+    const again = await setup(['hr'], asOwner());
+    assert.match(again.out, /-- token index of app\.people\.ssn_eq\n-- is there\.\n/, 'no second one is made');
+    assert.doesNotMatch(again.out, /create index (concurrently )?if not exists "/);
+    await owner.query('drop index app.people_own');
+    const remade = await setup(['hr', '--apply'], asOwner());
+    assert.match(remade.out, /^\+ token index of app\.people\.ssn_eq +made$/m);
     const bare = await setup(['hr', '--worker', 'w']);
     assert.match(bare.out, /-- Nobody looked there/);
     assert.match(bare.out, /-- No role reads here to find undeclared columns: set TARGET_HR_READER_URL/);
@@ -181,6 +192,14 @@ describe('target:setup', function () {
       assert.deepEqual(found, [{ database: 'hr', table: 'app.other', column: 'note' }]);
       await readers.close();
     });
+
+    it('a worker that may not use the schema is told the command that mends it', async () => {
+      await owner.query(`revoke usage on schema fieldkeep from "${worker}"`);
+      const { problems } = await loadCatalog(bench.service.targets, policy.columns);
+      await owner.query(`grant usage on schema fieldkeep to "${worker}"`);
+      const told = /lacks the function .*, or the role .* may not use it: its owner runs npm run target:setup -- hr\.$/;
+      assert.match(problems.get('hr:app.people')!, told);
+    });
   });
 
   describe('names', () => {
@@ -208,6 +227,10 @@ describe('target:setup', function () {
 
     const w = `"${worker}"`;
     const atTable = 'app.people';
+    const versions = nameFor('fieldkeep_version', { name: 'people', column: 'ssn' });
+    const tokens = nameFor('fieldkeep_tokens', { name: 'people', column: 'ssn_eq' });
+    const todo = nameFor('fieldkeep_todo', { name: 'people', column: 'Bank enc' });
+    const [whole, part] = ['lines', 'lines_2'].map((name) => nameFor('fieldkeep_version', { name, column: 'secret' }));
     /** What was done, what is told, and how it is undone where the plan does not mend it. */
     const drifts: [what: string, sql: string, told: string, undo?: string][] = [
       [
@@ -227,24 +250,24 @@ describe('target:setup', function () {
         'schema fieldkeep: migrations/target.sql fails there (42P13): cannot change return type of existing function',
         'drop function fieldkeep.fe_claim(text[])',
       ],
-      ['an index that is gone', 'drop index app.people_ssn_version', `version index of ${atTable}.ssn: it is missing`],
+      ['an index that is gone', `drop index app.${versions}`, `version index of ${atTable}.ssn: it is missing`],
       [
         'an index that is invalid',
-        `update pg_index set indisvalid = false where indexrelid = 'app.people_ssn_eq_tokens'::regclass`,
-        `token index of ${atTable}.ssn_eq: index people_ssn_eq_tokens is invalid`,
+        `update pg_index set indisvalid = false where indexrelid = 'app.${tokens}'::regclass`,
+        `token index of ${atTable}.ssn_eq: index ${tokens} is invalid`,
       ],
       [
         'an index of a partition that is invalid',
-        `update pg_index set indisvalid = false where indexrelid = 'app.lines_2_secret_version'::regclass;
-         update pg_index set indisvalid = false where indexrelid = 'app.lines_secret_version'::regclass`,
-        'version index of app.lines.secret: index lines_2_secret_version is invalid',
-        'drop index app.lines_secret_version',
+        `update pg_index set indisvalid = false where indexrelid = 'app.${part}'::regclass;
+         update pg_index set indisvalid = false where indexrelid = 'app.${whole}'::regclass`,
+        `version index of app.lines.secret: index ${part} is invalid`,
+        `drop index app.${whole}`,
       ],
       [
         'an index that is another one',
-        `drop index app."people_Bank enc_adoption"; create index "people_Bank enc_adoption" on app.people (name)`,
-        `adoption index of ${atTable}.Bank enc: index people_Bank enc_adoption is another one`,
-        'drop index app."people_Bank enc_adoption"',
+        `drop index app."${todo}"; create index "${todo}" on app.people (name)`,
+        `adoption index of ${atTable}.Bank enc: index ${todo} is another one`,
+        `drop index app."${todo}"`,
       ],
       ['a right that is missing', `revoke select (tenant) on ${atTable} from ${w}`, 'it lacks SELECT on tenant'],
       [
