@@ -72,10 +72,10 @@ export function describeTrouble(target: string, error: unknown): string {
   if (isUnavailable(error)) return `Target ${target} cannot be reached.`;
   const state = sqlState(error);
   if (lacksTable.has(state)) {
-    return `Target ${target} has no mirror for wrapped keys: its owner runs migrations/target.sql there.`;
+    return `Target ${target} has no mirror for wrapped keys: its owner runs npm run target:setup -- ${target}.`;
   }
   if (state === '42501') {
-    return `The role of the worker may not use the mirror of ${target}: its owner runs migrations/target.sql there.`;
+    return `The role of the worker may not use the mirror of ${target}: its owner runs npm run target:setup -- ${target}.`;
   }
   return `The mirror of ${target} cannot be used${state === undefined ? '' : ` (SQLSTATE ${state})`}.`;
 }

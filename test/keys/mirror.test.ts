@@ -214,7 +214,7 @@ describe('a key that seals for a target', function () {
     try {
       const refused = await encryptFor(it_, 'hr', 1);
       assert.equal(refused.status, 503);
-      assert.match(String(refused.body['detail']), /Target hr has no mirror .* runs migrations\/target\.sql there\.$/);
+      assert.match(String(refused.body['detail']), /Target hr has no mirror .* runs npm run target:setup -- hr\.$/);
     } finally {
       await prepare(hr); // again, over what is there of it
     }
