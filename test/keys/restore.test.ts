@@ -67,7 +67,7 @@ async function write(it_: TestService, customers: Customers): Promise<Written[]>
     if (each.id > 8) held.push([each, envelope]);
     else await insert(customers, each, envelope);
   }
-  assert.equal((await rotate({ ...it_, database: undefined as never }, 'bank')).phase, 'done');
+  assert.equal((await rotate({ ...it_, database: it_.database }, 'bank')).phase, 'done');
   for (const [each, envelope] of held) await insert(customers, each, envelope);
   const late: Written = { target: 'crm', id: 100, tenant: 'initech', value: 'the newest tenant' };
   await insert(customers, late, await seal(it_, late));
@@ -115,7 +115,7 @@ async function loseAndRestore(
 ): Promise<void> {
   const shared = { policy, targets: targetsOf(customers) };
   const lost = await createDatabase();
-  const before = await openTestService({ ...shared, database: lost, rootKeys: await openRootKeys() });
+  const before = await openTestService({ ...shared, workers: false, database: lost, rootKeys: await openRootKeys() });
   const written = await write(before, customers);
   await before.close();
   await lost.drop();
@@ -130,7 +130,7 @@ async function loseAndRestore(
   await early.close();
 
   await bringBack(database);
-  const after = await openTestService({ ...shared, database, rootKeys: await openRootKeys() });
+  const after = await openTestService({ ...shared, workers: false, database, rootKeys: await openRootKeys() });
   try {
     assert.deepEqual((await examine(after.service)).reasons, []);
     assert.deepEqual([...(await mustOpen(after, customers, written))].sort(), ['1', '2']);
@@ -240,7 +240,8 @@ describe('mirrors that are imported', function () {
     folder = mkdtempSync(join(tmpdir(), 'fieldkeep-restore-'));
     original = await createDatabase();
     const rootKeys = await openEmbeddedRootKeys(join(folder, 'root-keys.json'));
-    const it_ = await openTestService({ policy, targets: targetsOf(customers), database: original, rootKeys });
+    const shared = { policy, targets: targetsOf(customers), rootKeys };
+    const it_ = await openTestService({ ...shared, workers: false, database: original });
     for (const target of names) await encryptFor(it_, target, 1);
     backups.old = await exportKeys(it_.service.pool);
     await rotate({ ...it_, database: original }, 'bank');
