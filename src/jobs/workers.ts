@@ -12,6 +12,7 @@ import { advance, listWorkable, startAdoption, startDue, type DriverShop } from 
 import { workRange } from '../rotation/range.ts';
 import { LeaseLost, listFreeRanges, releaseForgotten, setRangeError } from '../rotation/range-store.ts';
 import { listUnfinished } from '../rotation/store.ts';
+import { searchDue } from '../rotation/undeclared-watch.ts';
 import { watchDone } from '../rotation/watch.ts';
 import { rangeQueue, type RangeJob } from './queues.ts';
 
@@ -45,6 +46,7 @@ export async function startWorkers(
   let stopping = false;
   let again = false;
   let ticking: Promise<void> | undefined;
+  let searching: Promise<void> | undefined;
   let lookedUnindexedAt = -Infinity;
   /** Ranges that this process works on now. */
   const working = new Set<string>();
@@ -75,6 +77,7 @@ export async function startWorkers(
     await attempt(() => startAdoption(shop(), unindexed));
     await attempt(() => watchDone(shop()));
     await attempt(() => carryOutOpen(shop()));
+    searching ??= attempt(() => searchDue(shop())).finally(() => (searching = undefined)); // takes as long as it takes
   }
 
   async function look(): Promise<void> {

@@ -5,7 +5,8 @@
 import { findApprovalRule } from '../policy/approval.ts';
 import { listDestructions, type Destruction } from '../rotation/destroy-store.ts';
 import { readFacts } from '../rotation/facts.ts';
-import { listMissing, type RetireFacts } from '../rotation/retire.ts';
+import { listMissing, type Missing, type RetireFacts } from '../rotation/retire.ts';
+import { describeSearch } from '../rotation/undeclared.ts';
 import type { Service } from '../service.ts';
 
 export interface Retirement {
@@ -18,7 +19,10 @@ export interface Retirement {
 }
 
 function view(facts: RetireFacts, approvals: number | undefined): Retirement {
-  const missing = listMissing(facts).map(({ what, until }) => ({ what, ...(until !== undefined && { until }) }));
+  const searched = facts.undeclared === undefined ? [] : describeSearch(facts.undeclared).map((what) => ({ what }));
+  const missing: Retirement['missing'] = (
+    [...listMissing(facts), ...searched] as readonly Pick<Missing, 'what' | 'until'>[]
+  ).map(({ what, until }) => ({ what, ...(until !== undefined && { until }) }));
   const guards = facts.columns.flatMap(({ table, column, guard }) =>
     guard === undefined ? [] : [{ table, column, version: guard.version, validatedAt: guard.validatedAt }],
   );

@@ -16,6 +16,7 @@ import { countVersions, waitOutWriters } from './census.ts';
 import { readFacts } from './facts.ts';
 import { readGuards } from './guard.ts';
 import { describeMissing, isWaivable, listMissing, type Missing, type RetireFacts } from './retire.ts';
+import { setUndeclared } from './retire-store.ts';
 import type { Workshop } from './scan.ts';
 import { databaseOf } from './targets.ts';
 import { findUndeclared, type UndeclaredSearch } from './undeclared.ts';
@@ -150,6 +151,7 @@ async function lookAtColumns(shop: Workshop, family: string): Promise<Tables> {
 
 async function search(shop: Workshop, { family, version }: Question): Promise<UndeclaredSearch> {
   const undeclared = await findUndeclared(shop, family, version);
+  await setUndeclared(shop.pool, family, version, undeclared);
   const [first] = undeclared.found;
   if (first === undefined) return undeclared;
   const place = `${first.database === undefined ? '' : `${first.database}:`}${first.table}.${first.column}`;
@@ -190,7 +192,7 @@ export async function examineVersion(shop: Workshop, asked: Question, waitOutMax
   );
   const census = await countColumns(shop, asked, tables, waitOutMaxMs);
   const undeclared = await search(shop, asked);
-  if (!undeclared.searched) {
+  if (undeclared.unsearched.length > 0) {
     const places = undeclared.unsearched.join(', ');
     missing.push({ kind: 'undeclared', what: `a search of what is not registered (${places})` });
     if (!withoutGuards) refuseMissing(asked, missing, false);

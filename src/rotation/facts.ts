@@ -5,7 +5,7 @@ import { listLastUses } from '../keys/store.ts';
 import type { Policy } from '../policy/policy.ts';
 import { listKnownGuards, type KnownGuard } from './guard-store.ts';
 import type { ColumnFact, RetireFacts } from './retire.ts';
-import { listProblems, readClock } from './retire-store.ts';
+import { findUndeclaredSearch, listProblems, readClock } from './retire-store.ts';
 import { findUnfinished } from './store.ts';
 
 export interface FactShop {
@@ -34,6 +34,7 @@ export async function readFacts(shop: FactShop, name: string): Promise<Map<numbe
   if (family === undefined || rule === undefined) return facts;
   const [clock, uses] = [await readClock(shop.pool, name), await listLastUses(shop.pool, name)];
   const [guards, problems] = [await listKnownGuards(shop.pool, name), await listProblems(shop.pool, name)];
+  const undeclared = await findUndeclaredSearch(shop.pool, name);
   const rotating = (await findUnfinished(shop.pool, name)) !== undefined;
   const registered = shop.policy.columns.filter((column) => column.class === name);
   for (const { version, state } of family.versions.values()) {
@@ -48,6 +49,7 @@ export async function readFacts(shop: FactShop, name: string): Promise<Map<numbe
     facts.set(version, {
       ...{ family, version, rule, columns, rotating, ...clock },
       ...(lastUsedAt !== undefined && { lastUsedAt }),
+      ...(undeclared !== undefined && { undeclared }),
     });
   }
   return facts;

@@ -1,5 +1,6 @@
 /** SQL of retiring versions, in Fieldkeep's own database: when a family was looked at, and what is known of it. */
 import type { Queryable } from '../db.ts';
+import type { UndeclaredSearch } from './undeclared.ts';
 
 /** What keeps a column from being guarded, in a sentence. */
 export interface ColumnProblem {
@@ -33,6 +34,40 @@ export async function listProblems(db: Queryable, family: string): Promise<Colum
     [family],
   );
   return rows[0]?.problems ?? [];
+}
+
+/** What a search of a family's envelopes in columns that nobody registered came to, and when. */
+export interface StoredSearch {
+  readonly searchedAt: Date;
+  readonly upToVersion: number;
+  readonly found: UndeclaredSearch['found'];
+  readonly unsearched: UndeclaredSearch['unsearched'];
+}
+
+export async function setUndeclared(
+  db: Queryable,
+  family: string,
+  upToVersion: number,
+  { found, unsearched }: UndeclaredSearch,
+): Promise<void> {
+  await db.query(
+    `insert into fieldkeep.watches (family, looked_at, searched_at, searched_up_to, undeclared)
+     values ($1, '-infinity', clock_timestamp(), $2, $3)
+     on conflict (family) do update set searched_at = excluded.searched_at, searched_up_to = excluded.searched_up_to,
+       undeclared = excluded.undeclared`,
+    [family, upToVersion, JSON.stringify({ found, unsearched })],
+  );
+}
+
+export async function findUndeclaredSearch(db: Queryable, family: string): Promise<StoredSearch | undefined> {
+  const { rows } = await db.query<{ searched_at: Date; searched_up_to: number; undeclared: UndeclaredSearch }>(
+    `select searched_at, searched_up_to, undeclared from fieldkeep.watches
+     where family = $1 and undeclared is not null`,
+    [family],
+  );
+  const row = rows[0];
+  if (row === undefined) return undefined;
+  return { searchedAt: row.searched_at, upToVersion: row.searched_up_to, ...row.undeclared };
 }
 
 /** By the database's clock: now, and when the last rotation of a family was done. */

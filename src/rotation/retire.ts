@@ -12,6 +12,7 @@ import type { RetireRule } from '../policy/limits.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
 import { nextRotation as addDuration } from '../policy/schedule.ts';
 import type { KeyFamily, KeyVersion } from '../keys/version.ts';
+import type { StoredSearch } from './retire-store.ts';
 
 /** A registered column, and the guard that stands on it. */
 export interface ColumnFact {
@@ -34,6 +35,8 @@ export interface RetireFacts {
   /** When the last rotation of the family was done. */
   readonly doneAt?: Date;
   readonly rotating: boolean;
+  /** What the last search for envelopes in unregistered columns came to; it is made anew right before the end. */
+  readonly undeclared?: StoredSearch;
 }
 
 export interface Missing {

@@ -6,10 +6,12 @@
  *
  *     if current_setting('fieldkeep.reencrypting', true) = 'on' then return new; end if;
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { openPool, type Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 
 const connections = 8;
+const closeMaxMs = 2_000;
 
 /** Values of every type are read as text and written back as that: the text must not depend on who set up the server. */
 const spelling = {
@@ -86,7 +88,8 @@ export function openReaders(urls: ReadonlyMap<TargetName, string>, statementTime
   return {
     find: (name) => pools.get(name),
     async close() {
-      await Promise.all([...pools.values()].map((pool) => pool.end()));
+      const ended = Promise.all([...pools.values()].map((pool) => pool.end()));
+      await Promise.race([ended, sleep(closeMaxMs, undefined, { ref: false })]); // a search may go on for an hour
     },
   };
 }

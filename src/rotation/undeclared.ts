@@ -109,3 +109,14 @@ export async function findUndeclared(shop: SearchShop, family: string, upToVersi
   }
   return result;
 }
+
+/** What is found and not registered, and what nobody could look into, in phrases. */
+export function describeSearch({ found, unsearched }: Pick<UndeclaredSearch, 'found' | 'unsearched'>): string[] {
+  const places = found.map(({ database, table, column }) => {
+    const address = database === undefined ? table : `${database}:${table}`;
+    return `envelopes in ${address}.${column}, which nobody registered, to be cleared or registered`;
+  });
+  return unsearched.length === 0
+    ? places
+    : [...places, `a search of what is not registered (${unsearched.join(', ')})`];
+}
