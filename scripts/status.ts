@@ -1,5 +1,6 @@
 /** npm run status [-- --json]: the state of every key family, what is rotating, and what comes next. */
 import { parseArgs } from 'node:util';
+import { describeAdoption, type Adoption } from './adopt/life.ts';
 import { describeOutcome, describeRun, type RunProgress } from './progress.ts';
 import { getService, mustBeOk, openApi, run, type Caller } from './support.ts';
 
@@ -15,6 +16,12 @@ interface Version {
     readonly approvals?: number;
   };
   readonly destruction?: { readonly status: string; readonly problem?: string; readonly refused?: string };
+}
+
+/** Columns that are filled from another one, or were, and what is left to do. */
+function describeAdoptions(adoptions: readonly Adoption[]): string[] {
+  const told = adoptions.filter(({ from, state }) => from !== undefined || state === 'undoing' || state === 'undone');
+  return told.length === 0 ? [] : ['', ...told.map((each) => describeAdoption(each).trimEnd())];
 }
 
 interface Family {
@@ -104,11 +111,19 @@ await run(async () => {
   try {
     const keys = mustBeOk(await api.call(operator, 'GET', '/v1/keys')).items as Family[];
     const rotations = mustBeOk(await api.call(operator, 'GET', '/v1/rotations?limit=20')).items as RunProgress[];
+    const adoptions = mustBeOk(await api.call(operator, 'GET', '/v1/adoptions')).items as Adoption[];
     if (values.json) {
-      process.stdout.write(`${JSON.stringify({ url: service.url, keys, rotations })}\n`);
+      process.stdout.write(`${JSON.stringify({ url: service.url, keys, rotations, adoptions })}\n`);
       return;
     }
-    const lines = [service.url, '', ...keys.flatMap(describeFamily), '', ...describeRuns(rotations)];
+    const lines = [
+      service.url,
+      '',
+      ...keys.flatMap(describeFamily),
+      '',
+      ...describeRuns(rotations),
+      ...describeAdoptions(adoptions),
+    ];
     process.stdout.write(`${lines.join('\n')}\n`);
   } finally {
     api.close();

@@ -6,6 +6,7 @@ import { changePolicy } from '../rotation/support.ts';
 import { openTestService, type Reply, type TestService } from '../support/service.ts';
 
 const name = 'demo.employees.salary_enc';
+const canary = 98765432.17;
 const path = `/v1/adoptions/${name}`;
 const policy = changePolicy({
   columns: [
@@ -25,7 +26,8 @@ describe('operations/adoption', () => {
     it_ = await openTestService({ policy });
     await it_.owner.query(`
       alter table demo.employees add pay numeric(10,2) not null default 0, add salary_enc text, add plain text;
-      insert into demo.employees (tenant, name, pay) select 'acme', 'n', n * 1.5 from generate_series(1, 60) n;
+      insert into demo.employees (tenant, name, pay)
+        select 'acme', 'n', case n when 60 then ${canary} else n * 1.5 end from generate_series(1, 60) n;
       grant select (pay, salary_enc, plain), update (pay, salary_enc, plain) on demo.employees to ${roleOf(it_.database.serviceUrl)}`);
   });
   after(() => it_.close());
@@ -128,12 +130,26 @@ describe('operations/adoption', () => {
     const { rows } = await it_.owner.query<{ id: string; pay: string }>(
       'select id, pay from demo.employees order by id',
     );
-    assert.ok(rows.every(({ id, pay }) => Number(pay) === Number(id) * 1.5));
+    assert.ok(rows.every(({ id, pay }) => Number(pay) === (id === '60' ? canary : Number(id) * 1.5)));
     const entries = await it_.call('security-auditor', 'GET', '/v1/audit/entries?action=decrypt&limit=50');
     const batches = entries.body.items!.map((item) => item['entry'] as Record<string, unknown>);
     assert.ok(batches.some((entry) => entry['view'] === 'full' && Number(entry['count']) > 0 && 'itemsRoot' in entry));
     assert.equal((await settle(await post('leave')))['phase'], 'done');
     assert.equal((await view())['state'], 'undone');
+  });
+
+  it('has left no value in a table of ours, in the log, or in an answer', async () => {
+    const tables = await it_.owner.query<{ name: string }>(
+      `select format('%I.%I', schemaname, tablename) as name from pg_tables where schemaname in ('fieldkeep', 'fieldkeep_jobs')`,
+    );
+    let texts = 0;
+    for (const { name: table } of tables.rows) {
+      const { rows } = await it_.owner.query<{ row: string }>(`select t::text as row from ${table} t`);
+      texts += rows.length;
+      for (const { row } of rows) assert.ok(!row.includes('98765432'), table);
+    }
+    assert.ok(texts > 100, `${texts} rows were searched`);
+    for (const text of [it_.logged(), await it_.metrics()]) assert.ok(!text.includes('98765432'));
   });
 
   it('decrypts into another column, with triggers there as well', async () => {
