@@ -214,6 +214,20 @@ describe('rotation/adoption of a live table', () => {
     assert.ok((await people()).every(({ ssn }) => ssn === null));
   });
 
+  it('opens in place, too, and leaves no token behind', async () => {
+    await open();
+    await start();
+    await fill();
+    await work('finish', 'ssn_enc', 'ssn');
+    for (const statement of formatTriggerDrops(triggered[1]!)) await owner.query(statement);
+    await transaction(bench.service.pool, (tx) => setUndone(tx, address, 'ssn_enc'));
+    assert.equal((await work('undo', 'ssn_enc')).phase, 'done');
+    for (const { id, ssn_enc: text, ssn_eq: token } of await people()) {
+      assert.equal(text, Number(id) % 5 === 0 ? null : id.padStart(9, '0'));
+      assert.equal(token, null);
+    }
+  });
+
   it('lets every write of the application win, while it fills', async () => {
     await open();
     await start();
