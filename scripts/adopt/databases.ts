@@ -13,14 +13,9 @@ export interface Place {
   readonly workerRole: string | undefined;
 }
 
-/** TARGET_HR_OWNER_URL reads as the URL of a target hr_owner: the owner of hr, unless the policy has such a target. */
-function ownerVariable(database: string): string {
-  return variableOf(`${database}_owner`);
-}
-
 /** Errors: StartupError when nothing says where the database is. */
 export function findPlace({ database }: Pick<RegisteredColumn, 'database'>, variables: NodeJS.ProcessEnv): Place {
-  const { targets, databaseUrl, databaseOwnerUrl } = readConfig(variables);
+  const { targets, targetOwners, databaseUrl, databaseOwnerUrl } = readConfig(variables);
   if (database === undefined) {
     const service = databaseUrl === undefined ? findService() : undefined;
     const url = databaseOwnerUrl ?? databaseUrl ?? service?.databaseUrl;
@@ -32,9 +27,11 @@ export function findPlace({ database }: Pick<RegisteredColumn, 'database'>, vari
     return { url, workerRole: databaseUrl === undefined ? undefined : roleOf(databaseUrl) };
   }
   const worker = targets.get(database);
-  const url = targets.get(`${database}_owner`) ?? worker;
+  const url = targetOwners.get(database) ?? worker;
   if (url === undefined) {
-    throw new StartupError(`${ownerVariable(database)} or ${variableOf(database)} says where target ${database} is.`);
+    throw new StartupError(
+      `${variableOf(database, '_OWNER')} or ${variableOf(database)} says where target ${database} is.`,
+    );
   }
   return { url, workerRole: worker === undefined ? undefined : roleOf(worker) };
 }

@@ -31,7 +31,7 @@ function checkTable({ column, seen, source }: Case): Finding[] {
       stop(
         'The database lacks fieldkeep.fe_version',
         'Versions are counted by it.',
-        'its owner runs migrations/target.sql there',
+        'its owner runs what npm run target:setup prints',
       ),
     ),
     ...when(!['r', 'p'].includes(table.kind), () =>

@@ -110,7 +110,7 @@ export function formatPreparation(column: AdoptedColumn, table: TableParts): str
       [
         comment(`For the adoption of ${column.schema}.${column.name}, column ${column.column}.`),
         comment('Its owner runs this with psql, not in one transaction; again, if a part of it failed.'),
-        comment('migrations/target.sql comes first; npm run target:setup prints the grants of the worker.'),
+        comment('npm run target:setup comes first: functions, and the grants of the worker.'),
       ],
       formatColumns(column),
       triggers === undefined

@@ -178,7 +178,7 @@ describe('http/body and http/schemas', () => {
     await at(`/v1/audit/entries?${secret}=1`);
     await at(`/v1/audit/entries?view=${secret}`);
     await at('/v1/whoami?x=1');
-    await at(`/v1/keys/${'x'.repeat(65)}`);
+    await at(`/v1/keys/${'x'.repeat(257)}`);
     await at('/v1/keys/%00');
     await refused({ path: '/v1/decrypt?envelope=x', body: decrypt }, 400, 'request_invalid');
     await refused({ path: '/v1/whoami', method: 'GET', body: {} }, 400, 'request_invalid');

@@ -194,7 +194,7 @@ describe('the keeper of mirrors', function () {
     await look();
     assert.match(
       (await status('hr'))!.problem!,
-      /^Target hr has no mirror .* its owner runs migrations\/target\.sql there\.$/,
+      /^Target hr has no mirror .* its owner runs npm run target:setup -- hr\.$/,
     );
     assert.equal((await status('hr'))!.behind, 1);
   });
