@@ -114,6 +114,7 @@ create or replace function fieldkeep.fe_guard_add(
 returns void language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   guard text := fieldkeep.fe_guard_prefix(p_column) || p_version;
+  plain text := lower(translate(p_column, '" ()', ''));
   standing text;
 begin
   perform fieldkeep.fe_guard_check(p_schema, p_table, p_column);
@@ -122,7 +123,10 @@ begin
   end if;
   select pg_get_constraintdef(c.oid) into standing from pg_constraint c
   where c.conrelid = format('%I.%I', p_schema, p_table)::regclass and c.conname = guard;
-  if standing is not null and (strpos(standing, ' = 0)') > 0) = p_plaintext then
+  -- As Postgres spells it, but for case, quotes, parentheses, spaces and the cast of a varchar.
+  if translate(replace(replace(lower(standing), '::text', ''), ' not valid', ''), '" ()', '') = 'check'
+     || (case when p_plaintext then format('fieldkeep.fe_version%s=0or', plain) else '' end)
+     || format('fieldkeep.fe_version%s>=%s', plain, p_version) then
     return;
   end if;
   execute format('alter table %I.%I %s add constraint %I check (%s fieldkeep.fe_version(%I) >= %s) not valid',

@@ -17,11 +17,30 @@ export interface Constraint {
 
 const regclass = ({ schema, name }: TableShape) => `${quoteIdentifier(schema)}.${quoteIdentifier(name)}`;
 
+/** A definition as Postgres spells it, but for case, quotes, parentheses, spaces and the cast of a varchar. */
+function plain(definition: string): string {
+  return definition
+    .toLowerCase()
+    .replaceAll('::text', '')
+    .replaceAll(' not valid', '')
+    .replaceAll(/[" ()]/g, '');
+}
+
+/** What a constraint of a guard's name lets in; undefined where it is none of ours, whatever it is called. */
+function readDefinition(
+  definition: string,
+  column: string,
+  version: number,
+): Pick<Constraint, 'plaintext'> | undefined {
+  const call = `fieldkeep.fe_version${plain(column)}`;
+  if (plain(definition) === `check${call}>=${version}`) return { plaintext: false };
+  return plain(definition) === `check${call}=0or${call}>=${version}` ? { plaintext: true } : undefined;
+}
+
 /** The guards of a column, oldest version first. Needs none of our functions there. */
 export async function listConstraints(db: Queryable, table: TableShape, column: string): Promise<Constraint[]> {
-  const { rows } = await db.query<Constraint>(
-    `select substr(conname, length(prefix) + 1)::int as version, convalidated as validated, definition,
-            strpos(definition, ' = 0)') > 0 as plaintext
+  const { rows } = await db.query<Omit<Constraint, 'plaintext'>>(
+    `select substr(conname, length(prefix) + 1)::int as version, convalidated as validated, definition
      from (select c.conname::text as conname, c.convalidated, pg_get_constraintdef(c.oid) as definition,
              'fe_guard_' || case when octet_length($2) <= 44 then $2 else md5($2) end || '_' as prefix
            from pg_constraint c where c.conrelid = to_regclass($1) and c.contype = 'c') found
@@ -29,7 +48,10 @@ export async function listConstraints(db: Queryable, table: TableShape, column: 
      order by 1`,
     [regclass(table), column],
   );
-  return rows;
+  return rows.flatMap((row) => {
+    const read = readDefinition(row.definition, column, row.version);
+    return read === undefined ? [] : [{ ...row, ...read }];
+  });
 }
 
 /** Whether the functions that change guards are there and ours to use, and whether the owner has listed the column. */

@@ -92,6 +92,18 @@ describe('guards on a table of our own', () => {
     assert.ok(rows[1]!.validated_at > since);
   });
 
+  it('are known by what they say, not by their name', async () => {
+    await bench.owner.query(`alter table demo.employees drop constraint fe_guard_ssn_3,
+                             add constraint fe_guard_ssn_3 check (length(ssn) > 0 or fieldkeep.fe_version(ssn) >= 3)`);
+    const table = bench.service.catalog.tables.get('demo.employees')!;
+    assert.deepEqual(await listConstraints(bench.owner, table, 'ssn'), []);
+    await look(bench);
+    const late = await hold(bench.service, 2, '1', '536-22-1');
+    await assert.rejects(bench.owner.query('update demo.employees set ssn = $1 where id = 1', [late]), {
+      constraint: 'fe_guard_ssn_3',
+    });
+  });
+
   it('are tried again when their table is locked, and nobody who works with it waits long', async () => {
     await rotate(bench);
     const reader = await bench.owner.connect();
