@@ -19,7 +19,7 @@ import type { BenchOptions, Section } from './table.ts';
 import { openBenchVault } from './vault-server.ts';
 
 const writesPerSecond = 300;
-const rawRowsMax = 300_000;
+const rawRowsMax = 1_000_000;
 const batchRows = 1_000;
 const pageRows = 10_000;
 const operator = { name: 'operator' };

@@ -107,12 +107,12 @@ async function record(shop: DestroyShop, destruction: Destruction, by: By): Prom
   });
 }
 
-/** The version's wrapped keys go from the mirrors of targets, too. Errors: `database_unavailable` naming one that is away. */
+/** The version's wrapped keys go from the mirrors of targets, too. Errors: NotNow naming one that is away. */
 async function removeCopies({ targets, policy }: DestroyShop, family: string, version: number): Promise<void> {
   const mirrors = [...listTargets(policy)].filter(([, families]) => families.includes(family)).map(([name]) => name);
   const { left } = await removeMirrored((name) => targets.find(name), mirrors, { family, version });
   const [first] = left.values();
-  if (first !== undefined) throw new FieldkeepError('database_unavailable', first, { retryAfterSeconds: 30 });
+  if (first !== undefined) throw new NotNow(first);
 }
 
 /** Errors: those of the keeper of root keys. False when it was refused. */
