@@ -284,7 +284,8 @@ describe('mirrors that are imported', function () {
     assert.deepEqual(await restore(customers, database), { families: 1, versions: 2, dataKeys: 3, closed: [] });
     const bank = (text: string) =>
       text
-        .replaceAll(/(\.\d{3})\d*\+00:00/g, '$1')
+        // Ours has microseconds, the mirror milliseconds; a time's last zeros are not written.
+        .replaceAll(/\.(\d{1,6})\+00:00/g, (_all, digits: string) => `.${digits.slice(0, 3).padEnd(3, '0')}`)
         .split('\n')
         .filter((line) => line.includes('"family":"bank"'));
     const [schedule, ...rest] = bank(await exportKeys(owner));
