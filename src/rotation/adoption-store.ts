@@ -66,11 +66,3 @@ export async function findColumnRun(db: Queryable, table: string, column: string
   );
   return rows[0]?.id;
 }
-
-/** The adoption that is under way, of whatever columns. */
-export async function findAdoptionRun(db: Queryable): Promise<string | undefined> {
-  const { rows } = await db.query<{ id: string }>(
-    `select id from fieldkeep.rotations where kind = 'adoption' and done_at is null`,
-  );
-  return rows[0]?.id;
-}
