@@ -71,7 +71,7 @@ function floorOf({ keyring }: DestroyShop, { family, version }: Destruction): nu
 
 /** Errors: `conflict` for what is not as it was agreed to: then nothing is destroyed. */
 async function check(shop: DestroyShop, destruction: Destruction, by: By, driver: string): Promise<void> {
-  const evidence = await examineVersion(shop, destruction, waitOutMaxMs);
+  const evidence = await examineVersion(shop, destruction, waitOutMaxMs, true);
   const agreed = (destruction.details as { waived?: readonly string[] }).waived ?? [];
   const more = evidence.waived.find((each) => !agreed.includes(each));
   if (more !== undefined) throw new FieldkeepError('conflict', `What was agreed to does not waive ${more}.`);

@@ -16,10 +16,10 @@ import { countVersions, waitOutWriters } from './census.ts';
 import { readFacts } from './facts.ts';
 import { readGuards } from './guard.ts';
 import { describeMissing, isWaivable, listMissing, type Missing, type RetireFacts } from './retire.ts';
-import { setUndeclared } from './retire-store.ts';
+import { findUndeclaredSearch, setUndeclared } from './retire-store.ts';
 import type { Workshop } from './scan.ts';
 import { databaseOf } from './targets.ts';
-import { findUndeclared, type UndeclaredSearch } from './undeclared.ts';
+import { findUndeclared, searchEveryMs, type UndeclaredSearch } from './undeclared.ts';
 
 export interface Question {
   readonly family: string;
@@ -149,9 +149,25 @@ async function lookAtColumns(shop: Workshop, family: string): Promise<Tables> {
   return tables;
 }
 
-async function search(shop: Workshop, { family, version }: Question): Promise<UndeclaredSearch> {
-  const undeclared = await findUndeclared(shop, family, version);
-  await setUndeclared(shop.pool, family, version, undeclared);
+/** The worker's last search, unless it is older than a day or looked for less. */
+async function findRecent({ pool }: Workshop, family: string, version: number): Promise<UndeclaredSearch | undefined> {
+  const stored = await findUndeclaredSearch(pool, family);
+  if (stored === undefined || stored.upToVersion < version) return undefined;
+  if (Date.now() - stored.searchedAt.getTime() > searchEveryMs) return undefined;
+  const { searched, found, unsearched } = stored;
+  return { searched, found, unsearched };
+}
+
+/**
+ * It reads whole databases, so until the end a clean search of the last day will do, and a process that has no readers goes
+ * by what a worker has found. At the end it is made anew.
+ */
+async function search(shop: Workshop, { family, version }: Question, isFinal: boolean): Promise<UndeclaredSearch> {
+  const recent = isFinal ? undefined : await findRecent(shop, family, version);
+  if (recent?.found.length === 0 && recent.unsearched.length === 0) return recent;
+  const made = await findUndeclared(shop, family, version);
+  const undeclared = made.searched || recent === undefined ? made : recent;
+  if (undeclared === made) await setUndeclared(shop.pool, family, version, made);
   const [first] = undeclared.found;
   if (first === undefined) return undeclared;
   const place = `${first.database === undefined ? '' : `${first.database}:`}${first.table}.${first.column}`;
@@ -172,10 +188,15 @@ function describeGuards({ columns, version }: RetireFacts): Evidence['guards'] {
 }
 
 /**
- * What says that the version may be destroyed. Errors: `conflict` naming what is missing and when it will be there, or the
+ * What says that the version may be destroyed; `isFinal` right before it is. Errors: `conflict` naming what is missing and when it will be there, or the
  * column in the way; those of `checkTurn`.
  */
-export async function examineVersion(shop: Workshop, asked: Question, waitOutMaxMs: number): Promise<Evidence> {
+export async function examineVersion(
+  shop: Workshop,
+  asked: Question,
+  waitOutMaxMs: number,
+  isFinal = false,
+): Promise<Evidence> {
   const { family, version, withoutGuards } = asked;
   await shop.keyring.refresh();
   const known = shop.keyring.state.families.get(family);
@@ -191,7 +212,7 @@ export async function examineVersion(shop: Workshop, asked: Question, waitOutMax
     withoutGuards,
   );
   const census = await countColumns(shop, asked, tables, waitOutMaxMs);
-  const undeclared = await search(shop, asked);
+  const undeclared = await search(shop, asked, isFinal);
   if (undeclared.unsearched.length > 0) {
     const places = undeclared.unsearched.join(', ');
     missing.push({ kind: 'undeclared', what: `a search of what is not registered (${places})` });

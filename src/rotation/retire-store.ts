@@ -37,25 +37,23 @@ export async function listProblems(db: Queryable, family: string): Promise<Colum
 }
 
 /** What a search of a family's envelopes in columns that nobody registered came to, and when. */
-export interface StoredSearch {
+export interface StoredSearch extends UndeclaredSearch {
   readonly searchedAt: Date;
   readonly upToVersion: number;
-  readonly found: UndeclaredSearch['found'];
-  readonly unsearched: UndeclaredSearch['unsearched'];
 }
 
 export async function setUndeclared(
   db: Queryable,
   family: string,
   upToVersion: number,
-  { found, unsearched }: UndeclaredSearch,
+  search: UndeclaredSearch,
 ): Promise<void> {
   await db.query(
     `insert into fieldkeep.watches (family, looked_at, searched_at, searched_up_to, undeclared)
      values ($1, '-infinity', clock_timestamp(), $2, $3)
      on conflict (family) do update set searched_at = excluded.searched_at, searched_up_to = excluded.searched_up_to,
        undeclared = excluded.undeclared`,
-    [family, upToVersion, JSON.stringify({ found, unsearched })],
+    [family, upToVersion, JSON.stringify(search)],
   );
 }
 

@@ -4,9 +4,7 @@
  */
 import { findUndeclaredSearch, setUndeclared } from './retire-store.ts';
 import type { Workshop } from './scan.ts';
-import { findUndeclared } from './undeclared.ts';
-
-const searchEveryMs = 86_400_000;
+import { findUndeclared, searchEveryMs } from './undeclared.ts';
 
 /** The newest version of a family that waits for its end; undefined where none does. */
 function newestRetired({ keyring }: Workshop, family: string): number | undefined {

@@ -8,6 +8,9 @@ import type { Policy } from '../policy/policy.ts';
 import { readerVariableOf, type Readers, type TargetName } from './targets.ts';
 import { listTextColumns, searchColumns, type TextColumn } from './undeclared-store.ts';
 
+/** How often workers search while a version waits for its end. */
+export const searchEveryMs = 86_400_000;
+
 export interface UndeclaredColumn {
   /** The target it is in; absent in Fieldkeep's own database. */
   readonly database?: string;

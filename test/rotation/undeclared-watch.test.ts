@@ -59,6 +59,20 @@ describe('rotation/undeclared-watch', () => {
     assert.deepEqual(await missing(), [], 'the newest search counts');
   });
 
+  it('goes by the last clean search until the end, which makes its own', async () => {
+    const text = JSON.stringify({ attached: await hold(it_.service, 1, '1', '536-22-1111') });
+    await it_.owner.query('insert into public.mail values (2, $1)', [text]);
+    assert.deepEqual((await examineVersion(shop, question, 1_000)).undeclared.found, []);
+    await assert.rejects(examineVersion(shop, question, 1_000, true), {
+      message: /public\.mail\.body holds envelopes/,
+    });
+    await assert.rejects(examineVersion(shop, question, 1_000), { message: /public\.mail\.body holds envelopes/ });
+    const blind = { ...shop, readers: openReaders(new Map()) };
+    await assert.rejects(examineVersion(blind, question, 1_000), { message: /public\.mail\.body holds envelopes/ });
+    await it_.owner.query('delete from public.mail where id = 2');
+    await it_.owner.query('update fieldkeep.watches set undeclared = null');
+  });
+
   it('does not take what it may not read for empty', async () => {
     const blind = { ...shop, readers: openReaders(new Map()) };
     const evidence = await examineVersion(blind, question, 1_000);
