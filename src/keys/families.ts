@@ -3,7 +3,7 @@
  * digests of the audit log. A family begins with version 1, active.
  */
 import { transaction, type Client, type Pool } from '../db.ts';
-import { nextRotation } from '../policy/schedule.ts';
+import { addDuration } from '../policy/schedule.ts';
 import type { Policy } from '../policy/policy.ts';
 import type { RootKeys } from './root-keys.ts';
 import { insertFamily, insertVersion, raiseEpoch, type NewVersion } from './store.ts';
@@ -25,7 +25,7 @@ export function versionSettings(policy: Policy, family: string): Pick<NewVersion
 
 async function insertFirstVersion(tx: Client, policy: Policy, family: string, transitVersion: number): Promise<void> {
   const rotateEvery = policy.classes.get(family)?.rotateEvery;
-  const next = rotateEvery === undefined ? undefined : nextRotation(new Date(), rotateEvery);
+  const next = rotateEvery === undefined ? undefined : addDuration(new Date(), rotateEvery);
   if (!(await insertFamily(tx, family, next))) return; // another process was first
   await insertVersion(tx, { family, version: 1, state: 'active', transitVersion, ...versionSettings(policy, family) });
   await raiseEpoch(tx);

@@ -10,7 +10,7 @@
  */
 import type { Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
-import { nextRotation } from '../policy/schedule.ts';
+import { addDuration } from '../policy/schedule.ts';
 import type { Policy } from '../policy/policy.ts';
 import {
   beginAgain,
@@ -114,7 +114,7 @@ function scheduleOf(policy: Policy, family: string, versions: readonly VersionLi
   if (rotateEvery === undefined) return null;
   const active = versions.find(({ state }) => state === 'active');
   const since = new Date(active?.activatedAt ?? active?.createdAt ?? Date.now());
-  return nextRotation(since, rotateEvery).toISOString();
+  return addDuration(since, rotateEvery).toISOString();
 }
 
 export interface Restored extends Imported {

@@ -6,7 +6,7 @@ import type { Client } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { postponeDue } from '../keys/store.ts';
 import type { Question } from '../policy/access.ts';
-import { nextRotation } from '../policy/schedule.ts';
+import { addDuration } from '../policy/schedule.ts';
 import { cancelRun, pauseRun, resumeRun } from '../rotation/control-store.ts';
 import { viewRun } from '../rotation/progress.ts';
 import { findRun, type Run } from '../rotation/store.ts';
@@ -86,7 +86,7 @@ export const cancelRotation = control({
   async write(tx, run, reason, { principal }, { policy }) {
     const why = reason ?? `by ${principal.person ?? principal.agent ?? 'unknown'}`;
     const rotateEvery = run.family === undefined ? undefined : policy.classes.get(run.family)?.rotateEvery;
-    if (rotateEvery !== undefined) await postponeDue(tx, run.family!, nextRotation(new Date(), rotateEvery));
+    if (rotateEvery !== undefined) await postponeDue(tx, run.family!, addDuration(new Date(), rotateEvery));
     return await cancelRun(tx, run.id, why);
   },
 });

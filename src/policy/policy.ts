@@ -155,11 +155,16 @@ export function parsePolicy(text: string): Policy {
     issuers: new Map(Object.entries(file.issuers)),
     approvals: new Map(Object.entries(file.approvals ?? {})),
     access: compileAccess(file, classes),
-    columnIndex: new Map(columns.map((column) => [`${column.address}\n${column.column}`, column])),
+    columnIndex: new Map(columns.map((column) => [columnId(column), column])),
   };
+}
+
+/** Names a registered column among all: no address and no column has a line feed before the other begins. */
+export function columnId({ address, column }: Pick<RegisteredColumn, 'address' | 'column'>): string {
+  return `${address}\n${column}`;
 }
 
 /** The registered column at an address, as contexts name it. */
 export function findColumn(policy: Policy, address: string, column: string): RegisteredColumn | undefined {
-  return policy.columnIndex.get(`${address}\n${column}`);
+  return policy.columnIndex.get(columnId({ address, column }));
 }

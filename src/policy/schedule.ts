@@ -1,10 +1,10 @@
-/** When the next rotation is due (a date plus an ISO 8601 duration, in UTC), and at which hours rows are worked on. Pure. */
+/** Dates plus ISO 8601 durations, in UTC, and at which hours rows are worked on. Pure. */
 
 export const durationPattern =
   /^P(?=\d|T\d)(?:(\d{1,4})Y)?(?:(\d{1,4})M)?(?:(\d{1,4})W)?(?:(\d{1,5})D)?(?:T(?=\d)(?:(\d{1,6})H)?(?:(\d{1,6})M)?(?:(\d{1,7})S)?)?$/;
 
 /** `from` plus `iso` ("P3M", "P1D", "PT30M"). A month's end stays a month's end: 31 January + P1M is the last of February. */
-export function nextRotation(from: Date, iso: string): Date {
+export function addDuration(from: Date, iso: string): Date {
   const match = durationPattern.exec(iso);
   if (match === null) throw new RangeError('not an ISO 8601 duration');
   const [years, months, weeks, days, hours, minutes, seconds] = match.slice(1).map((part) => Number(part ?? 0));

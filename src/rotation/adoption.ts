@@ -6,8 +6,8 @@
  *                  ↘ undoing → undone, from any of them
  */
 import type { Queryable } from '../db.ts';
-import { nextRotation } from '../policy/schedule.ts';
-import type { Policy, RegisteredColumn } from '../policy/policy.ts';
+import { addDuration } from '../policy/schedule.ts';
+import { columnId, type Policy, type RegisteredColumn } from '../policy/policy.ts';
 import { findAdoption, findColumnRun, type AdoptionDates } from './adoption-store.ts';
 import { countStale } from './census.ts';
 import type { Catalog, TableShape } from './catalog.ts';
@@ -70,7 +70,7 @@ export function stateOf(
 function listRemains({ policy }: AdoptionShop, column: RegisteredColumn, finishedAt: Date): string[] {
   const { schema, name, from, class: className } = column;
   const horizon = policy.classes.get(className)!.retire.backupHorizon;
-  const until = nextRotation(finishedAt, horizon).toISOString().slice(0, 10);
+  const until = addDuration(finishedAt, horizon).toISOString().slice(0, 10);
   return [
     `Dead rows and statistics hold plaintext of ${from} until: vacuum (full, analyze) ${schema}.${name};`,
     'Write-ahead log and its archive hold it for as long as they are kept.',
@@ -104,7 +104,7 @@ export async function viewAdoption(
     ...present({
       from,
       tenants,
-      problem: shop.catalog.problems.get(address) ?? shop.catalog.unready.get(`${address}\n${column.column}`),
+      problem: shop.catalog.problems.get(address) ?? shop.catalog.unready.get(columnId(column)),
       run: run && (await viewRun(shop.pool, run)),
       remains: isEmpty ? listRemains(shop, column, dates.finishedAt) : undefined,
     }),

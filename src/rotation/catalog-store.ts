@@ -1,5 +1,6 @@
 /** SQL that looks at the customer's tables: what they are made of and what our role may do there. */
 import type { Queryable } from '../db.ts';
+import { columnId } from '../policy/policy.ts';
 
 export interface Attribute {
   readonly type: string;
@@ -108,7 +109,7 @@ export async function listAdoptions(db: Queryable): Promise<Map<string, { starte
     `select "table", "column", started_at is not null as started, undone_at is not null as undone
      from fieldkeep.adoptions`,
   );
-  return new Map(rows.map(({ table, column, ...rest }) => [`${table}\n${column}`, rest]));
+  return new Map(rows.map(({ table, column, ...rest }) => [columnId({ address: table, column }), rest]));
 }
 
 export interface Rule {

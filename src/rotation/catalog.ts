@@ -6,7 +6,7 @@
  */
 import { canonicalJson } from '../crypto/canonical.ts';
 import { isUnavailable, quoteIdentifier, type Queryable } from '../db.ts';
-import type { RegisteredColumn } from '../policy/policy.ts';
+import { columnId, type RegisteredColumn } from '../policy/policy.ts';
 import { findMissingTriggers } from './adoption-triggers.ts';
 import {
   inspectTable,
@@ -48,7 +48,7 @@ export interface Catalog {
   readonly tables: ReadonlyMap<string, TableShape>;
   /** Why a registered table cannot be worked on, by address, in a sentence. */
   readonly problems: ReadonlyMap<string, string>;
-  /** Why a column cannot be filled from its source, by `address\ncolumn`, in a sentence. */
+  /** Why a column cannot be filled from its source, by its id (`columnId`), in a sentence. */
   readonly unready: ReadonlyMap<string, string>;
   /** Types of the key of a registered table, by address: as it is, or as it was when somebody could look at it. */
   readonly keyTypes: ReadonlyMap<string, readonly string[]>;
@@ -69,7 +69,7 @@ export function listWarnings({ tables, problems, unready }: Catalog, columns: re
     if (table === undefined || table.indexed.has(column)) return [];
     return `${address}.${column} has no version index, so every pass reads the whole table: ${indexSql(table, column)}`;
   });
-  const untriggered = columns.flatMap(({ address, column }) => unready.get(`${address}\n${column}`) ?? []);
+  const untriggered = columns.flatMap((column) => unready.get(columnId(column)) ?? []);
   return [...broken, ...untriggered, ...unindexed];
 }
 
@@ -173,7 +173,7 @@ async function holdBack(db: Queryable, table: TableShape, unready: Map<string, s
   const columns: RegisteredColumn[] = [];
   for (const column of table.columns) {
     const problem = await findUnready(db, column);
-    if (problem !== undefined) unready.set(`${column.address}\n${column.column}`, problem);
+    if (problem !== undefined) unready.set(columnId(column), problem);
     columns.push(problem === undefined ? column : { ...column, adopt: false });
   }
   return { ...table, columns };
@@ -219,7 +219,7 @@ async function rememberKeyTypes(own: Queryable, tables: ReadonlyMap<string, Tabl
 async function listInEffect(own: Queryable, registered: readonly RegisteredColumn[]): Promise<RegisteredColumn[]> {
   const adoptions = await listAdoptions(own);
   return registered.map((column) => {
-    const { started, undone } = adoptions.get(`${column.address}\n${column.column}`) ?? {};
+    const { started, undone } = adoptions.get(columnId(column)) ?? {};
     const isOn = undone !== true && (column.from === undefined || started === true);
     return { ...column, adopt: column.adopt && isOn };
   });
@@ -244,9 +244,7 @@ export async function loadCatalog(targets: Targets, registered: readonly Registe
   const inTargets = [
     ...new Set(registered.flatMap(({ database, address }) => (database === undefined ? [] : [address]))),
   ];
-  const inEffect = columns.map((column) =>
-    unready.has(`${column.address}\n${column.column}`) ? { ...column, adopt: false } : column,
-  );
+  const inEffect = columns.map((column) => (unready.has(columnId(column)) ? { ...column, adopt: false } : column));
   const keyTypes = await rememberKeyTypes(own, tables, inTargets);
   return { columns: inEffect, tables, problems, unready, keyTypes };
 }

@@ -16,7 +16,7 @@ import { canonicalDigest, canonicalJson } from '../crypto/canonical.ts';
 import type { Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import type { RootKeys } from '../keys/root-keys.ts';
-import { nextRotation as addDuration } from '../policy/schedule.ts';
+import { addDuration } from '../policy/schedule.ts';
 import { setCertificate, setSigned, type Destruction } from './destroy-store.ts';
 
 const format = 'fieldkeep-certificate/1';

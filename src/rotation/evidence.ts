@@ -19,7 +19,7 @@ import { describeMissing, isWaivable, listMissing, type Missing, type RetireFact
 import { findUndeclaredSearch, setUndeclared } from './retire-store.ts';
 import type { Workshop } from './scan.ts';
 import { databaseOf } from './targets.ts';
-import { findUndeclared, searchEveryMs, type UndeclaredSearch } from './undeclared.ts';
+import { findUndeclared, nameOfColumn, searchEveryMs, type UndeclaredSearch } from './undeclared.ts';
 
 export interface Question {
   readonly family: string;
@@ -170,8 +170,9 @@ async function search(shop: Workshop, { family, version }: Question, isFinal: bo
   if (undeclared === made) await setUndeclared(shop.pool, family, version, made);
   const [first] = undeclared.found;
   if (first === undefined) return undeclared;
-  const place = `${first.database === undefined ? '' : `${first.database}:`}${first.table}.${first.column}`;
-  throw conflict(`${place} holds envelopes of family ${family} and is not registered: register it, or clear it.`);
+  throw conflict(
+    `${nameOfColumn(first)} holds envelopes of family ${family} and is not registered: register it, or clear it.`,
+  );
 }
 
 function describeGuards({ columns, version }: RetireFacts): Evidence['guards'] {

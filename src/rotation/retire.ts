@@ -10,7 +10,7 @@
  */
 import type { RetireRule } from '../policy/limits.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
-import { nextRotation as addDuration } from '../policy/schedule.ts';
+import { addDuration } from '../policy/schedule.ts';
 import type { KeyFamily, KeyVersion } from '../keys/version.ts';
 import type { StoredSearch } from './retire-store.ts';
 

@@ -26,7 +26,7 @@ import {
 } from '../keys/store.ts';
 import { findClosed } from '../policy/limits.ts';
 import { nextVersionOf } from '../keys/version.ts';
-import { nextRotation } from '../policy/schedule.ts';
+import { addDuration } from '../policy/schedule.ts';
 import { loadCatalog, type TableShape } from './catalog.ts';
 import { hasStale } from './census.ts';
 import { appendAlways, phaseLine } from './entries.ts';
@@ -133,7 +133,7 @@ async function activate(shop: DriverShop, run: Run, family: string, version: num
     await mustGoOn(tx, run.id);
     if (await activateVersion(tx, family, version)) await raiseEpoch(tx);
     if (run.compromised) await setCompromised(tx, family, version - 1); // mostly the call that asked for it did
-    if (rotateEvery !== undefined) await setNextRotation(tx, family, nextRotation(new Date(), rotateEvery));
+    if (rotateEvery !== undefined) await setNextRotation(tx, family, addDuration(new Date(), rotateEvery));
   });
   await finishActivation(shop, run);
 }

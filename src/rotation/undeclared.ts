@@ -4,7 +4,7 @@
  * database that the policy names. What could not be looked into is told by name: it never counts as empty.
  */
 import { isUnavailable, sqlState, type Queryable } from '../db.ts';
-import type { Policy } from '../policy/policy.ts';
+import { columnId, type Policy } from '../policy/policy.ts';
 import { readerVariableOf, type Readers, type TargetName } from './targets.ts';
 import { listTextColumns, searchColumns, type TextColumn } from './undeclared-store.ts';
 
@@ -65,9 +65,11 @@ async function searchDatabase(
   family: string,
   upToVersion: number,
 ): Promise<Omit<UndeclaredSearch, 'searched'>> {
-  const registered = new Set(policy.columns.map(({ address, column }) => `${address}\n${column}`));
+  const registered = new Set(policy.columns.map(columnId));
   const all = await listTextColumns(db);
-  const columns = all.filter((each) => !registered.has(`${addressOf(database, each)}\n${each.column}`));
+  const columns = all.filter(
+    (each) => !registered.has(columnId({ address: addressOf(database, each), column: each.column })),
+  );
   const hidden = columns.filter(({ readable }) => !readable);
   const unsearched = hidden.map((each) => `${addressOf(database, each)}.${each.column}: the reader may not read it`);
   const found: UndeclaredColumn[] = [];
@@ -113,12 +115,16 @@ export async function findUndeclared(shop: SearchShop, family: string, upToVersi
   return result;
 }
 
+/** A column as callers name it: [target:]schema.table.column */
+export function nameOfColumn({ database, table, column }: UndeclaredColumn): string {
+  return `${database === undefined ? '' : `${database}:`}${table}.${column}`;
+}
+
 /** What is found and not registered, and what nobody could look into, in phrases. */
 export function describeSearch({ found, unsearched }: Pick<UndeclaredSearch, 'found' | 'unsearched'>): string[] {
-  const places = found.map(({ database, table, column }) => {
-    const address = database === undefined ? table : `${database}:${table}`;
-    return `envelopes in ${address}.${column}, which nobody registered, to be cleared or registered`;
-  });
+  const places = found.map(
+    (each) => `envelopes in ${nameOfColumn(each)}, which nobody registered, to be cleared or registered`,
+  );
   return unsearched.length === 0
     ? places
     : [...places, `a search of what is not registered (${unsearched.join(', ')})`];

@@ -1,8 +1,8 @@
 /** When the next rotation is due, in UTC. */
 import assert from 'node:assert/strict';
-import { durationPattern, nextRotation } from '../../src/policy/schedule.ts';
+import { durationPattern, addDuration } from '../../src/policy/schedule.ts';
 
-const next = (from: string, iso: string) => nextRotation(new Date(from), iso).toISOString().replace('.000Z', 'Z');
+const next = (from: string, iso: string) => addDuration(new Date(from), iso).toISOString().replace('.000Z', 'Z');
 
 describe('policy/schedule', () => {
   const cases: [string, string, string][] = [
@@ -29,7 +29,7 @@ describe('policy/schedule', () => {
     it(`${from} + ${iso}`, () => {
       const date = new Date(from);
       assert.equal(next(from, iso), expected);
-      nextRotation(date, iso);
+      addDuration(date, iso);
       assert.equal(date.getTime(), Date.parse(from), 'the date itself is left alone');
     });
   }
@@ -51,7 +51,7 @@ describe('policy/schedule', () => {
       'P99999Y',
       'P1M\n',
     ]) {
-      assert.throws(() => nextRotation(new Date(0), iso), RangeError, iso);
+      assert.throws(() => addDuration(new Date(0), iso), RangeError, iso);
       assert.doesNotMatch(iso, durationPattern);
     }
   });
