@@ -3,12 +3,13 @@ import assert from 'node:assert/strict';
 import { DataKey } from '../../src/crypto/data-key.ts';
 import { rehearse } from '../../src/rotation/rehearsal.ts';
 import { viewRun } from '../../src/rotation/progress.ts';
+import { createServer } from '../support/database.ts';
 import { changePolicy, adopt, fill, openBench, rotate, sealFor, type Bench } from './support.ts';
 
 describe('rotation/rehearsal', () => {
   let bench: Bench;
   before(async () => {
-    bench = await openBench();
+    bench = await openBench({ database: await createServer() });
     await fill(bench.owner, 8_000, (id) => (id % 10 === 0 ? null : `536-22-${id}`));
   });
   after(() => bench.close());

@@ -111,6 +111,14 @@ export async function createDatabase(): Promise<TestDatabase> {
   };
 }
 
+/** A server of its own, migrated: what it writes to its log is nobody else's. */
+export async function createServer(): Promise<TestDatabase> {
+  const server = await embed();
+  const { ownerUrl, serviceUrl } = server;
+  await migrate(ownerUrl, roleOf(serviceUrl), () => undefined);
+  return { ownerUrl, serviceUrl, drop: () => server.stop() };
+}
+
 /** A database of a customer's: nothing of ours in it but what its owner installs by migrations/target.sql, if `prepared`. */
 export async function createTarget(prepared = true): Promise<TestDatabase> {
   const { ownerUrl, serviceUrl } = getCluster();
