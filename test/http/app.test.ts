@@ -209,6 +209,7 @@ describe('http/app', () => {
   it('stops waiting for a body that does not come, with an entry', async () => {
     const slow = await startTestServer({ requestDeadlineMs: 100 });
     const socket = connect({ port: slow.port, rejectUnauthorized: false });
+    socket.on('error', () => undefined);
     socket.write(
       'POST /v1/encrypt HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good-token\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{',
     );
@@ -221,6 +222,7 @@ describe('http/app', () => {
 
   it('writes no answer and no entry for a client that left', async () => {
     const socket = connect({ port: test.port, rejectUnauthorized: false });
+    socket.on('error', () => undefined);
     socket.write(
       'POST /v1/encrypt HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good-token\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{',
     );

@@ -114,7 +114,10 @@ describeVault('secrets while Vault fails', function () {
       ca: (await ensureTls(mkdtempSync(join(folder, 'other-')))).ca,
     }),
     'a server without TLS': async () => {
-      const plain = createTcpServer((socket) => socket.end('HTTP/1.1 400 Bad Request\r\n\r\n')).listen(0, '127.0.0.1');
+      // Whoever wanted TLS hangs up on such an answer, often with a reset.
+      const plain = createTcpServer((socket) =>
+        socket.on('error', () => socket.destroy()).end('HTTP/1.1 400 Bad Request\r\n\r\n'),
+      ).listen(0, '127.0.0.1');
       await once(plain, 'listening');
       plain.unref();
       return { address: `https://127.0.0.1:${(plain.address() as AddressInfo).port}` };
