@@ -14,10 +14,10 @@ import { readerRole, serviceRole } from '../src/embedded/postgres.ts';
 import { StartupError } from '../src/errors.ts';
 import type { Policy } from '../src/policy/policy.ts';
 import { readPolicy } from '../src/policy-watch.ts';
-import { applyStep, findPartitions, lookAtTarget } from '../src/rotation/target-look.ts';
-import { formatPlan, planTarget, type TargetPlanOptions } from '../src/rotation/target-plan.ts';
-import type { Step, TargetState } from '../src/rotation/target-state.ts';
-import { readerVariableOf, variableOf } from '../src/rotation/targets.ts';
+import { applyStep, findPartitions, lookAtTarget } from '../src/targets/look.ts';
+import { formatPlan, planTarget, type TargetPlanOptions } from '../src/targets/plan.ts';
+import type { Step, TargetState } from '../src/targets/state.ts';
+import { readerVariableOf, variableOf } from '../src/targets/targets.ts';
 import { findService, run } from './support.ts';
 
 const usage =

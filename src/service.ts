@@ -20,9 +20,9 @@ import { raiseEpoch, type Wanted } from './keys/store.ts';
 import { findClosed } from './keys/version.ts';
 import { watchKeyState } from './keys/watch.ts';
 import type { Policy } from './policy/policy.ts';
-import { loadCatalog, type Catalog } from './rotation/catalog.ts';
+import { loadCatalog, type Catalog } from './targets/catalog.ts';
 import { openSources, type Sources } from './rotation/sources.ts';
-import { openReaders, openTargets, type Readers, type Targets } from './rotation/targets.ts';
+import { openReaders, openTargets, type Readers, type Targets } from './targets/targets.ts';
 
 export interface Service {
   /** This process, in heartbeats, leases and the audit stream. */

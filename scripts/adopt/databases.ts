@@ -3,7 +3,7 @@ import { roleOf } from '../../src/db.ts';
 import { readConfig } from '../../src/config.ts';
 import { StartupError } from '../../src/errors.ts';
 import type { RegisteredColumn } from '../../src/policy/policy.ts';
-import { variableOf } from '../../src/rotation/targets.ts';
+import { variableOf } from '../../src/targets/targets.ts';
 import { findService } from '../support.ts';
 
 export interface Place {

@@ -2,12 +2,12 @@
 import { isUnavailable, openPool, sqlState, type Pool } from '../../src/db.ts';
 import { StartupError } from '../../src/errors.ts';
 import type { Policy, RegisteredColumn } from '../../src/policy/policy.ts';
-import type { Finding } from '../../src/rotation/adoption-finding.ts';
-import { inspectColumn } from '../../src/rotation/adoption-inspect.ts';
-import { findTable } from '../../src/rotation/adoption-inspect-store.ts';
-import { planAdoption } from '../../src/rotation/adoption-plan.ts';
-import { findByName } from '../../src/rotation/adoption.ts';
-import { formatFinish, formatPreparation, formatUndo } from '../../src/rotation/adoption-sql.ts';
+import type { Finding } from '../../src/adoption/finding.ts';
+import { inspectColumn } from '../../src/adoption/inspect.ts';
+import { findTable } from '../../src/adoption/inspect-store.ts';
+import { planAdoption } from '../../src/adoption/plan.ts';
+import { findByName } from '../../src/adoption/adoption.ts';
+import { formatFinish, formatPreparation, formatUndo } from '../../src/adoption/sql.ts';
 import { findPlace } from './databases.ts';
 
 /** Of a statement that reads the whole table. */

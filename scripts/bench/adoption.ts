@@ -7,7 +7,7 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { roleOf, type Pool } from '../../src/db.ts';
 import { parsePolicy } from '../../src/policy/policy.ts';
-import { loadCatalog } from '../../src/rotation/catalog.ts';
+import { loadCatalog } from '../../src/targets/catalog.ts';
 import { mustBeOk, openApi, type Api } from '../support.ts';
 import { Shadow, startApplication } from './adoption/application.ts';
 import { address, columns, makePolicy, makeTable, type Person } from './adoption/people.ts';

@@ -11,7 +11,7 @@ import type { Pool } from '../../src/db.ts';
 import { openEmbeddedRootKeys } from '../../src/keys/embedded.ts';
 import { parsePolicy, type Policy } from '../../src/policy/policy.ts';
 import { readBatch, writeBatch, type Change, type Key, type Row } from '../../src/rotation/batch.ts';
-import { loadCatalog, type TableShape } from '../../src/rotation/catalog.ts';
+import { loadCatalog, type TableShape } from '../../src/targets/catalog.ts';
 import { countStale, findVersionBounds, hasStale } from '../../src/rotation/census.ts';
 import { workRange } from '../../src/rotation/range.ts';
 import { listFreeRanges } from '../../src/rotation/range-store.ts';

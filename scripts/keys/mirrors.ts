@@ -5,7 +5,7 @@ import { StartupError } from '../../src/errors.ts';
 import { listTargets } from '../../src/keys/mirror.ts';
 import { restoreFromMirrors } from '../../src/keys/restore.ts';
 import { readPolicy } from '../../src/policy-watch.ts';
-import { openTargets, variableOf } from '../../src/rotation/targets.ts';
+import { openTargets, variableOf } from '../../src/targets/targets.ts';
 
 /** Every target that the policy names must be connected: the one that is missing may know the newest keys. */
 export async function importMirrors(config: Config, databaseUrl: string, pool: Pool): Promise<void> {

@@ -7,13 +7,13 @@ import { CronTime } from 'cron';
 import type { PgBoss } from 'pg-boss';
 import { describeError } from '../errors.ts';
 import { MirrorKeeper } from '../keys/mirror-keeper.ts';
-import { carryOutOpen } from '../rotation/destroy.ts';
+import { carryOutOpen } from '../retirement/destroy.ts';
 import { advance, listWorkable, startAdoption, startDue, type DriverShop } from '../rotation/run.ts';
 import { workRange } from '../rotation/range.ts';
 import { LeaseLost, listFreeRanges, releaseForgotten, setRangeError } from '../rotation/range-store.ts';
 import { listUnfinished } from '../rotation/store.ts';
-import { searchDue } from '../rotation/undeclared-watch.ts';
-import { watchDone } from '../rotation/watch.ts';
+import { searchDue } from '../retirement/undeclared-watch.ts';
+import { watchDone } from '../retirement/watch.ts';
 import { rangeQueue, type RangeJob } from './queues.ts';
 
 const everyTwoSeconds = '*/2 * * * * *';

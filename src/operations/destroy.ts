@@ -6,8 +6,8 @@
 import { randomUUID } from 'node:crypto';
 import { canonicalDigest } from '../crypto/canonical.ts';
 import { FieldkeepError } from '../errors.ts';
-import { findDestruction, insertDestruction, type Destruction } from '../rotation/destroy-store.ts';
-import { checkTurn, examineVersion, toDetails, type Question } from '../rotation/evidence.ts';
+import { findDestruction, insertDestruction, type Destruction } from '../retirement/destroy-store.ts';
+import { checkTurn, examineVersion, toDetails, type Question } from '../retirement/evidence.ts';
 import type { Service } from '../service.ts';
 import { findApproval } from './approval-store.ts';
 import { performCall, type Computed } from './call.ts';

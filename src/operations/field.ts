@@ -15,7 +15,7 @@ import { FieldkeepError } from '../errors.ts';
 import { auditFamily, getActive, getReadable, isCompromised, type KeyState, type KeyVersion } from '../keys/version.ts';
 import { decide, type Decision, type Question } from '../policy/access.ts';
 import { findColumn, type FieldClass, type Policy, type RegisteredColumn } from '../policy/policy.ts';
-import { isCanonicalRow } from '../rotation/catalog.ts';
+import { isCanonicalRow } from '../targets/catalog.ts';
 import type { Service } from '../service.ts';
 import { beginEntry, perform, toFieldkeepError, type Attempt, type Call, type Result } from './perform.ts';
 

@@ -3,10 +3,10 @@
  * shows it. Asks no database but our own.
  */
 import { findApprovalRule } from '../policy/approval.ts';
-import { listDestructions, type Destruction } from '../rotation/destroy-store.ts';
-import { readFacts } from '../rotation/facts.ts';
-import { listMissing, type Missing, type RetireFacts } from '../rotation/retire.ts';
-import { describeSearch } from '../rotation/undeclared.ts';
+import { listDestructions, type Destruction } from '../retirement/destroy-store.ts';
+import { readFacts } from '../retirement/facts.ts';
+import { listMissing, type Missing, type RetireFacts } from '../retirement/retire.ts';
+import { describeSearch } from '../retirement/undeclared.ts';
 import type { Service } from '../service.ts';
 
 export interface Retirement {

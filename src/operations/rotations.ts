@@ -1,6 +1,6 @@
 /** GET /v1/rotations, /v1/rotations/{id} and its failures: how far runs are, and which rows do not open. */
 import { FieldkeepError } from '../errors.ts';
-import { listWarnings } from '../rotation/catalog.ts';
+import { listWarnings } from '../targets/catalog.ts';
 import type { Question } from '../policy/access.ts';
 import { viewRun } from '../rotation/progress.ts';
 import { listFailures as findFailures } from '../rotation/failure-store.ts';

@@ -9,7 +9,7 @@
  * Nobody waits for us longer than one statement, and nothing that was written meanwhile is overwritten.
  */
 import { quoteIdentifier, type Queryable } from '../db.ts';
-import type { TableShape } from './catalog.ts';
+import type { TableShape } from '../targets/catalog.ts';
 import { keyOrder, Parameters, tableName, whereOf, type Key, type Restriction } from './conditions.ts';
 
 export type { Key } from './conditions.ts';

@@ -4,7 +4,7 @@
  */
 import { quoteIdentifier, type Queryable } from '../db.ts';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { TableShape } from './catalog.ts';
+import type { TableShape } from '../targets/catalog.ts';
 import { Parameters, staleCondition, tableName } from './conditions.ts';
 import type { Stale } from './work.ts';
 

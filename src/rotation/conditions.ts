@@ -1,6 +1,6 @@
 /** Conditions on rows of the customer's tables as SQL; the row is called `t`. Every value is a parameter. */
 import { quoteIdentifier } from '../db.ts';
-import type { TableShape } from './catalog.ts';
+import type { TableShape } from '../targets/catalog.ts';
 import type { Stale } from './work.ts';
 
 /** Key columns as text, in the key's order. */

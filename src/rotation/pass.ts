@@ -14,7 +14,7 @@ import { randomUUID } from 'node:crypto';
 import type { Pool } from '../db.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
 import { keyAfter, readBatch, type Key } from './batch.ts';
-import { parseRow, type TableShape } from './catalog.ts';
+import { parseRow, type TableShape } from '../targets/catalog.ts';
 import { countStale, countVersions, findVersionBounds, hasStale, waitOutWriters } from './census.ts';
 import { noteEnd } from './adoption-store.ts';
 import { appendAlways, phaseLine } from './entries.ts';
@@ -25,7 +25,7 @@ import { listRecentRows, type ReadKeys } from './recent.ts';
 import { versionOf } from './renew.ts';
 import { isIndexed, type Workshop } from './scan.ts';
 import { setBlocked, setDone, type Run } from './store.ts';
-import { databaseOf } from './targets.ts';
+import { databaseOf } from '../targets/targets.ts';
 import { measureWal, readWalPositions } from './wal.ts';
 import { columnsOf, sourced, staleOf, staleVersions, type Stale } from './work.ts';
 

@@ -14,7 +14,7 @@ import { randomUUID } from 'node:crypto';
 import { isFresh, type AuditRecord, type Receipt } from '../audit/log.ts';
 import { withClient } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
-import { loadCatalog, type Catalog } from './catalog.ts';
+import { loadCatalog, type Catalog } from '../targets/catalog.ts';
 import { appendAlways, batchLine } from './entries.ts';
 import { BatchSize } from './pace.ts';
 import { limitsOf } from './plan.ts';
@@ -31,7 +31,7 @@ import {
 import { layOut, Renewer } from './renew.ts';
 import { listSteps, prepareBatches, type Job, type Prepared, type Workshop } from './scan.ts';
 import { findRun, type Run } from './store.ts';
-import { databaseOf } from './targets.ts';
+import { databaseOf } from '../targets/targets.ts';
 import { Throttle } from './throttle.ts';
 import { columnsOf } from './work.ts';
 import { writeChanges, type Written } from './write.ts';

@@ -15,7 +15,7 @@ import type { Pool } from '../db.ts';
 import { auditFamily } from '../keys/version.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
 import type { Key, Row } from './batch.ts';
-import { formatRow } from './catalog.ts';
+import { formatRow } from '../targets/catalog.ts';
 import type { Workshop } from './scan.ts';
 import { staleVersions } from './work.ts';
 

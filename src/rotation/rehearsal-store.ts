@@ -1,6 +1,6 @@
 /** SQL of rehearsals: what earlier runs took, how large a table is, and the newest prediction for a family. */
 import { quoteIdentifier, type Queryable } from '../db.ts';
-import type { TableShape } from './catalog.ts';
+import type { TableShape } from '../targets/catalog.ts';
 import type { Prediction } from './store.ts';
 
 /** Fewer values tell too little. */

@@ -11,13 +11,13 @@ import { FieldkeepError } from '../errors.ts';
 import { getReadable } from '../keys/version.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
 import { keyAfter, readBatch, type Key, type Row } from './batch.ts';
-import { formatRow, listWarnings, type TableShape } from './catalog.ts';
+import { formatRow, listWarnings, type TableShape } from '../targets/catalog.ts';
 import { countVersions } from './census.ts';
 import { handOverMs, isSearchable, limitsOf, searchTokenTtlMs } from './plan.ts';
 import { findPast, findTableSize, upsertRehearsal, type Past } from './rehearsal-store.ts';
 import type { Workshop } from './scan.ts';
 import type { Prediction } from './store.ts';
-import { databaseOf } from './targets.ts';
+import { databaseOf } from '../targets/targets.ts';
 import { columnsOf } from './work.ts';
 
 const samplePlaces = 5;

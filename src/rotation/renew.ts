@@ -15,7 +15,7 @@ import type { Keyring } from '../keys/keyring.ts';
 import { findIndexes, getActive, getReadable, type KeyState, type KeyVersion } from '../keys/version.ts';
 import type { FieldClass, RegisteredColumn } from '../policy/policy.ts';
 import type { Row } from './batch.ts';
-import { formatRow, type TableShape } from './catalog.ts';
+import { formatRow, type TableShape } from '../targets/catalog.ts';
 import type { Failure } from './failure-store.ts';
 import { writtenBy, type RunKind } from './work.ts';
 

@@ -8,7 +8,7 @@ import { envelopeDigest, parseEnvelope } from '../crypto/envelope.ts';
 import type { Keyring } from '../keys/keyring.ts';
 import { auditFamily, getActive } from '../keys/version.ts';
 import type { Change } from './batch.ts';
-import { formatRow } from './catalog.ts';
+import { formatRow } from '../targets/catalog.ts';
 import type { Slot } from './renew.ts';
 
 /** The items' lines, in the order of the changes. Errors: outages of keys. */

@@ -27,7 +27,7 @@ import {
 import { findClosed } from '../policy/limits.ts';
 import { nextVersionOf } from '../keys/version.ts';
 import { addDuration } from '../policy/schedule.ts';
-import { loadCatalog, type TableShape } from './catalog.ts';
+import { loadCatalog, type TableShape } from '../targets/catalog.ts';
 import { hasStale } from './census.ts';
 import { appendAlways, phaseLine } from './entries.ts';
 import { mustGoOn } from './control-store.ts';
@@ -50,7 +50,7 @@ import {
   setThrottle,
   type Run,
 } from './store.ts';
-import { databaseOf } from './targets.ts';
+import { databaseOf } from '../targets/targets.ts';
 import { columnsOf, unadopted } from './work.ts';
 
 export interface DriverShop extends Workshop {

@@ -1,9 +1,9 @@
 /** How much write-ahead log the servers of a run's tables wrote meanwhile, everybody's included: an upper bound of ours. */
 import type { Queryable } from '../db.ts';
-import type { TableShape } from './catalog.ts';
+import type { TableShape } from '../targets/catalog.ts';
 import type { Workshop } from './scan.ts';
 import type { Run } from './store.ts';
-import { databaseOf } from './targets.ts';
+import { databaseOf } from '../targets/targets.ts';
 
 async function readPosition(db: Queryable): Promise<string> {
   const { rows } = await db.query<{ lsn: string }>('select pg_current_wal_lsn()::text as lsn');

@@ -6,7 +6,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { sqlState, type Queryable } from '../db.ts';
 import { writeBatch, type Change, type Key, type UpdateColumns } from './batch.ts';
-import type { TableShape } from './catalog.ts';
+import type { TableShape } from '../targets/catalog.ts';
 import { backoffMs, type BatchSize } from './pace.ts';
 
 /** lock_not_available, query_canceled (statement_timeout), deadlock_detected, serialization_failure */

@@ -6,7 +6,7 @@ import { openBoss } from '../../src/jobs/queues.ts';
 import { startWorkers, type Workers } from '../../src/jobs/workers.ts';
 import { parsePolicy } from '../../src/policy/policy.ts';
 import { advance } from '../../src/rotation/run.ts';
-import { loadCatalog } from '../../src/rotation/catalog.ts';
+import { loadCatalog } from '../../src/targets/catalog.ts';
 import { claimRange, listFreeRanges } from '../../src/rotation/range-store.ts';
 import { findRun, type Run } from '../../src/rotation/store.ts';
 import {

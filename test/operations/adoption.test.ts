@@ -1,7 +1,7 @@
 /** The life cycle of a column that is filled from another one, over HTTP: who may, what is refused, and what it says. */
 import assert from 'node:assert/strict';
 import { roleOf } from '../../src/db.ts';
-import { formatTriggers } from '../../src/rotation/adoption-triggers.ts';
+import { formatTriggers } from '../../src/targets/adoption-triggers.ts';
 import { changePolicy } from '../rotation/support.ts';
 import { openTestService, type Reply, type TestService } from '../support/service.ts';
 

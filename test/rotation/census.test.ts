@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { connect } from '../../src/db.ts';
-import { loadCatalog } from '../../src/rotation/catalog.ts';
+import { loadCatalog } from '../../src/targets/catalog.ts';
 import { workRange } from '../../src/rotation/range.ts';
 import { advance, startAdoption } from '../../src/rotation/run.ts';
 import { listFreeRanges } from '../../src/rotation/range-store.ts';

@@ -5,7 +5,7 @@ import { StaleEpoch } from '../../src/audit/log.ts';
 import { transaction } from '../../src/db.ts';
 import type { KeyFamily, KeyVersion, VersionState } from '../../src/keys/version.ts';
 import { planEmergency, recordEmergency, type Emergency } from '../../src/rotation/emergency.ts';
-import { examineVersion } from '../../src/rotation/evidence.ts';
+import { examineVersion } from '../../src/retirement/evidence.ts';
 import { advance } from '../../src/rotation/run.ts';
 import { claimRange, insertCheckpoint, LeaseLost, listFreeRanges } from '../../src/rotation/range-store.ts';
 import { findRun, findUnfinished, type Run } from '../../src/rotation/store.ts';

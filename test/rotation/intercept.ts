@@ -1,6 +1,6 @@
 /** A shop in which something happens between the statements on the customer's tables. */
 import type { Client, Pool } from '../../src/db.ts';
-import type { Targets } from '../../src/rotation/targets.ts';
+import type { Targets } from '../../src/targets/targets.ts';
 import type { Service } from '../../src/service.ts';
 
 export interface Moments {

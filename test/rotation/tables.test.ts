@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
 import { openPool, roleOf, type Pool } from '../../src/db.ts';
-import { formatRow, loadCatalog } from '../../src/rotation/catalog.ts';
+import { formatRow, loadCatalog } from '../../src/targets/catalog.ts';
 import { rehearse } from '../../src/rotation/rehearsal.ts';
 import { startAdoption } from '../../src/rotation/run.ts';
 import { createTarget, type TestDatabase } from '../support/database.ts';

@@ -5,7 +5,7 @@
 import { hash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import type { Pool } from '../../../src/db.ts';
-import { formatTriggers } from '../../../src/rotation/adoption-triggers.ts';
+import { formatTriggers } from '../../../src/targets/adoption-triggers.ts';
 import { policyFile } from '../engine.ts';
 import { inChunks, tenantOf } from '../people.ts';
 

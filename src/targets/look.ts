@@ -1,0 +1,149 @@
+/** Looks at a database as a plan wants it looked at, and brings single steps about. Knows no policy file and no environment. */
+import { quoteIdentifier, sqlState, type Client, type Queryable } from '../db.ts';
+import type { RegisteredColumn } from '../policy/policy.ts';
+import { inspectTable, listComparing } from './catalog-store.ts';
+import { quotePlace, setLockTimeout, type TargetPlanOptions } from './plan.ts';
+import type { PlaceName, Step, TableState, TargetState } from './state.ts';
+import {
+  describeSchema,
+  findRights,
+  findRole,
+  findTable,
+  isFiltered,
+  listElsewhere,
+  listGuarded,
+  listIndexes,
+  listInvalid,
+  listPartitions,
+  listReaderGaps,
+  mayUseSchema,
+} from './store.ts';
+
+const noRights = { owner: false, usage: false, table: [], columns: new Map<string, readonly string[]>() };
+
+/** The leaves of the partitioned tables among these columns', by address. */
+export async function findPartitions(
+  db: Queryable,
+  columns: readonly RegisteredColumn[],
+): Promise<Map<string, readonly PlaceName[]>> {
+  const found = new Map<string, readonly PlaceName[]>();
+  for (const column of columns) {
+    const table = found.has(column.address) ? undefined : await findTable(db, column);
+    if (table?.partitioned === true) found.set(column.address, await listPartitions(db, table.oid));
+  }
+  return found;
+}
+
+async function lookAtTable(
+  db: Queryable,
+  columns: readonly RegisteredColumn[],
+  worker: TargetState['worker'],
+): Promise<TableState | undefined> {
+  const { schema, name, key } = columns[0]!;
+  const table = await findTable(db, columns[0]!);
+  if (table === undefined) return undefined;
+  const seen = await inspectTable(db, schema, name, key);
+  const tokens = columns.flatMap(({ index }) => index.map(({ column }) => column));
+  return {
+    types: new Map(Array.from(seen.attributes, ([column, { type }]) => [column, type])),
+    unique: seen.unique,
+    versionIndexed: seen.versionIndexed,
+    indexes: await listIndexes(db, table.oid),
+    comparing: await listComparing(db, schema, name, tokens),
+    filtered: await isFiltered(db, table.oid, worker.name),
+    rights: worker.exists ? await findRights(db, table.oid, worker.name) : noRights,
+  };
+}
+
+/**
+ * What of the schema fieldkeep is not as migrations/target.sql makes it: whatever running it again, as the owner, would
+ * change. It is run and rolled back.
+ */
+async function compareFixed(db: Client, sql: string): Promise<string[]> {
+  const before = await describeSchema(db);
+  await db.query('begin');
+  try {
+    await db.query(setLockTimeout);
+    await db.query(sql);
+    const after = await describeSchema(db);
+    return Array.from(after).flatMap(([what, text]) => {
+      const found = before.get(what);
+      if (found === undefined) return [`${what} is missing`];
+      return found === text ? [] : [`${what} is not as migrations/target.sql makes it`];
+    });
+  } catch (error) {
+    const state = sqlState(error);
+    if (state === undefined) throw error;
+    return [`migrations/target.sql fails there (${state}): ${(error as Error).message}`];
+  } finally {
+    await db.query('rollback');
+  }
+}
+
+/** What migrations/target.sql makes and the database lacks, by name alone. */
+async function listMissing(db: Queryable, sql: string): Promise<string[]> {
+  const there = [...(await describeSchema(db)).keys()].map((what) => what.replace(/\(.*/s, ''));
+  const wanted = Array.from(
+    sql.matchAll(/^create (?:or replace )?(function|table|view)(?: if not exists)? (fieldkeep\.\w+)/gm),
+    ([, kind, name]) => `${kind === 'function' ? 'function' : 'table'} ${name}`,
+  );
+  return wanted.filter((what) => !there.includes(what)).map((what) => `${what} is missing`);
+}
+
+async function lookAtFixed(
+  db: Client,
+  { fixed, worker }: TargetPlanOptions,
+  exists: boolean,
+  asOwner: boolean,
+): Promise<string[]> {
+  if (fixed === undefined) return [];
+  if (!asOwner) return await listMissing(db, fixed);
+  if (!exists) return [`role ${worker} is missing, who is given rights there`];
+  return await compareFixed(db, fixed.replaceAll(':service', quoteIdentifier(worker)));
+}
+
+/** Whether `db` is the owner's decides what can be seen: others see all but how our own functions and tables differ. */
+export async function lookAtTarget(db: Client, options: TargetPlanOptions, asOwner: boolean): Promise<TargetState> {
+  const { columns, worker: workerName, reader: readerName, application } = options;
+  const worker = await findRole(db, workerName);
+  const reader = readerName === undefined ? undefined : await findRole(db, readerName);
+  const tables = new Map<string, TableState>();
+  for (const [address, each] of Map.groupBy(columns, (column) => column.address)) {
+    const found = await lookAtTable(db, each, worker);
+    if (found !== undefined) tables.set(address, found);
+  }
+  const registered = columns.map(({ table }) => table);
+  const isFree = !worker.exists || worker.superuser; // both are told as that
+  const none = { unreadable: [], filtered: [], writable: [] };
+  const guarded = await listGuarded(db);
+  return {
+    worker,
+    ...(reader !== undefined && { reader }),
+    tables,
+    elsewhere: isFree ? [] : await listElsewhere(db, workerName, registered),
+    ...(reader?.exists === true ? await listReaderGaps(db, reader.name) : none),
+    fixed: await lookAtFixed(db, options, worker.exists, asOwner),
+    ...(guarded !== undefined && { guarded }),
+    ...(application !== undefined && { applicationMayUse: await mayUseSchema(db, application) }),
+  };
+}
+
+/** Brings a step about, as the owner. Errors: those of the database; an atomic step is then undone. */
+export async function applyStep(db: Client, { statements, atomic, indexes = [] }: Step): Promise<void> {
+  for (const index of await listInvalid(db, indexes)) {
+    await db.query(`drop index concurrently if exists ${quotePlace(index)}`);
+  }
+  if (!atomic) {
+    for (const statement of statements) await db.query(statement);
+    return;
+  }
+  await db.query('begin');
+  try {
+    await db.query(setLockTimeout);
+    for (const statement of statements) await db.query(statement);
+    await db.query('commit');
+  } catch (error) {
+    await db.query('rollback');
+    throw error;
+  }
+}

@@ -1,0 +1,247 @@
+/**
+ * Everything that a database needs before its registered columns are worked on, as a list of steps: roles, what
+ * migrations/target.sql has, columns, indexes and rights. Pure: the SQL of every step, and what differs in what stands there.
+ *
+ * Running a step again changes nothing. Indexes are built beside the application, each outside a transaction; all other
+ * steps are one transaction each. No step has a password in it.
+ */
+import { quoteIdentifier } from '../db.ts';
+import type { RegisteredColumn } from '../policy/policy.ts';
+import { refuseRule } from './catalog.ts';
+import { planIndexes } from './indexes.ts';
+import { compareReader, compareRights, compareRole } from './rights.ts';
+import type { PlaceName, Step, TableState, TargetState } from './state.ts';
+
+export interface TargetPlanOptions {
+  /** The registered columns of this database. */
+  readonly columns: readonly RegisteredColumn[];
+  /** The text of migrations/target.sql; absent for Fieldkeep's own database, whose migrations make the same. */
+  readonly fixed?: string;
+  /** Whether the columns whose guards the service may change are listed there. */
+  readonly guarded: boolean;
+  /** The role of the worker, of the search for undeclared columns, and of an application that claims values. */
+  readonly worker: string;
+  readonly reader?: string;
+  readonly application?: string;
+  /** The partitions that hold the rows of a partitioned table, by address; known only to who looked. */
+  readonly partitions?: ReadonlyMap<string, readonly PlaceName[]>;
+}
+
+/** What is taken for itself waits for nobody longer: whoever comes after it would wait, too. */
+export const setLockTimeout = `set local lock_timeout = '5s';`;
+
+const q = quoteIdentifier;
+export const quoteLiteral = (text: string): string => `'${text.replaceAll("'", "''")}'`;
+export const quotePlace = ({ schema, name }: PlaceName): string => `${q(schema)}.${q(name)}`;
+
+/** Columns that may be missing, because they are only ours: for tokens, and for envelopes beside the source. */
+function listNewColumns(columns: readonly RegisteredColumn[]): string[] {
+  return columns.flatMap(({ from, column, index }) => [
+    ...(from === undefined ? [] : [column]),
+    ...index.map((each) => each.column),
+  ]);
+}
+
+/** What the worker of these columns reads and writes. */
+export function listNeeds(columns: readonly RegisteredColumn[]): { read: string[]; write: string[] } {
+  const { key, tenant } = columns[0]!;
+  const write = columns.flatMap(({ column, from, index }) => [
+    column,
+    ...index.map((each) => each.column),
+    ...(from === undefined ? [] : [from]),
+  ]);
+  return { read: [...key, ...('column' in tenant ? [tenant.column] : []), ...write], write };
+}
+
+const textTypes = new Set(['text', 'character varying']);
+const keyTypes = new Set(['smallint', 'integer', 'bigint', 'uuid', ...textTypes]);
+
+function compareTable(columns: readonly RegisteredColumn[], state: TableState | undefined, worker: string): string[] {
+  if (state === undefined) return ['the table does not exist'];
+  const { address, key } = columns[0]!;
+  const missing = listNeeds(columns).read.filter((column) => !state.types.has(column));
+  const wrong = (names: readonly string[], types: ReadonlySet<string>, wanted: string) =>
+    names.flatMap((name) => {
+      const type = state.types.get(name);
+      return type === undefined || types.has(type) ? [] : [`column ${name} is of type ${type} instead of ${wanted}`];
+    });
+  const holders = columns.flatMap(({ column, index }) => [column, ...index.map((each) => each.column)]);
+  return [
+    ...missing.map((column) => `column ${column} is missing`),
+    ...wrong(key, keyTypes, 'an integer type, uuid or text'),
+    ...wrong(holders, textTypes, 'text'),
+    ...(state.unique ? [] : [`no unique index covers exactly the key (${key.join(', ')}), all NOT NULL`]),
+    ...state.comparing.map((rule) => refuseRule(address, rule)),
+    ...(state.filtered
+      ? [`row level security would hide rows from ${worker}, whose sessions refuse that: alter role … bypassrls`]
+      : []),
+  ];
+}
+
+function planTable(columns: readonly RegisteredColumn[], worker: string): Step {
+  const place = columns[0]!;
+  const added = listNewColumns(columns).map((column) => `add column if not exists ${q(column)} text`);
+  return {
+    what: `table ${place.table}`,
+    why: 'Columns for tokens, and for envelopes beside their source; the others are there.',
+    statements: added.length === 0 ? [] : [`alter table ${quotePlace(place)} ${added.join(', ')}`],
+    atomic: true,
+    differences: ({ tables }) => compareTable(columns, tables.get(place.address), worker),
+  };
+}
+
+function planRights(columns: readonly RegisteredColumn[], worker: string): Step {
+  const place = columns[0]!;
+  const { read, write } = listNeeds(columns);
+  const list = (names: readonly string[]) => names.map(q).join(', ');
+  return {
+    what: `rights of ${worker} on ${place.table}`,
+    why: 'It reads key, tenant, registered columns and their tokens, and writes the last two; nothing else.',
+    statements: [
+      `grant usage on schema ${q(place.schema)} to ${q(worker)}`,
+      `revoke all privileges on ${quotePlace(place)} from ${q(worker)}`,
+      `grant select (${list(read)}), update (${list(write)}) on ${quotePlace(place)} to ${q(worker)}`,
+    ],
+    atomic: true,
+    differences: ({ tables, worker: role }) => compareRights(tables.get(place.address), role, read, write),
+  };
+}
+
+function createRole(role: string): string {
+  const found = `select from pg_catalog.pg_roles where rolname = ${quoteLiteral(role)}`;
+  return `do $$ begin if not exists (${found}) then create role ${q(role)} login; end if; end $$`;
+}
+
+function planWorker(worker: string): Step {
+  return {
+    what: `role ${worker}`,
+    why: `The role of the worker. Its password is set by its owner, by hand: \\password ${worker}`,
+    statements: [createRole(worker)],
+    atomic: true,
+    differences: ({ worker: role }) => compareRole(role),
+  };
+}
+
+function planReader(reader: string): Step[] {
+  const setting = `alter role ${q(reader)} set default_transaction_read_only = on`;
+  const each = (sql: string) => `    execute format('${sql}', s, ${quoteLiteral(reader)});`;
+  return [
+    {
+      what: `role ${reader}`,
+      why: `Looks for envelopes in columns that nobody registered. Its password is set by its owner: \\password ${reader}`,
+      statements: [createRole(reader), setting],
+      atomic: true,
+      differences: ({ reader: role }) => [
+        ...compareRole(role),
+        ...(role?.exists === true && !role.readOnly ? ['its sessions may write: default_transaction_read_only'] : []),
+      ],
+    },
+    {
+      what: `rights of ${reader}`,
+      why: 'It reads every table there is, and those that whoever runs this makes later.',
+      statements: [
+        [
+          'do $$ declare s name; begin',
+          `  for s in select nspname from pg_catalog.pg_namespace where nspname !~ '^pg_'`,
+          `           and nspname not in ('information_schema', 'fieldkeep', 'fieldkeep_jobs') loop`,
+          each('grant usage on schema %I to %I'),
+          each('grant select on all tables in schema %I to %I'),
+          each('alter default privileges in schema %I grant select on tables to %I'),
+          '  end loop;',
+          'end $$',
+        ].join('\n'),
+      ],
+      atomic: true,
+      differences: compareReader,
+    },
+  ];
+}
+
+function planFixed(text: string, worker: string): Step {
+  return {
+    what: 'schema fieldkeep',
+    why: 'What every target has: migrations/target.sql.',
+    // Without what the file says of itself.
+    statements: [
+      text
+        .replace(/^(--.*\n)+\n/, '')
+        .replaceAll(':service', q(worker))
+        .trim()
+        .replace(/;$/, ''),
+    ],
+    atomic: true,
+    differences: ({ fixed }) => [...fixed],
+  };
+}
+
+function planGuarded(columns: readonly RegisteredColumn[]): Step {
+  const rows = columns.map(({ schema, name, column }) => [schema, name, column]);
+  const values = rows.map((row) => `(${row.map(quoteLiteral).join(', ')})`).join(',\n  ');
+  return {
+    what: 'columns that may be guarded',
+    why: 'Where the service may let the database refuse envelopes of retired versions.',
+    statements: [
+      `insert into fieldkeep.guarded_columns (schema_name, table_name, column_name) values\n  ${values}\non conflict do nothing`,
+    ],
+    atomic: true,
+    differences: ({ guarded }) =>
+      rows.flatMap((row) =>
+        guarded === undefined || guarded.has(row.join('.')) ? [] : [`${row.join('.')} is not listed`],
+      ),
+  };
+}
+
+function planApplication(application: string): Step {
+  return {
+    what: `rights of ${application}`,
+    why: 'An application that claims values with fieldkeep.fe_claim may use the schema.',
+    statements: [`grant usage on schema fieldkeep to ${q(application)}`],
+    atomic: true,
+    differences: ({ applicationMayUse }) =>
+      applicationMayUse === false ? ['it lacks USAGE on the schema fieldkeep'] : [],
+  };
+}
+
+function planElsewhere(worker: string): Step {
+  return {
+    what: `rights of ${worker} elsewhere`,
+    why: 'None: they would have been given by somebody else.',
+    statements: [],
+    atomic: true,
+    differences: ({ elsewhere }) => [...elsewhere],
+  };
+}
+
+/** The steps in the order in which they must be made. */
+export function planTarget(options: TargetPlanOptions): Step[] {
+  const { columns, fixed, worker, reader, application, partitions } = options;
+  const tables = [...Map.groupBy(columns, ({ address }) => address).values()];
+  return [
+    planWorker(worker),
+    ...(fixed === undefined ? [] : [planFixed(fixed, worker)]),
+    ...tables.map((each) => planTable(each, worker)),
+    ...tables.flatMap((each) => planIndexes(each, partitions?.get(each[0]!.address))),
+    ...tables.map((each) => planRights(each, worker)),
+    planElsewhere(worker),
+    ...(options.guarded ? [planGuarded(columns)] : []),
+    ...(reader === undefined ? [] : planReader(reader)),
+    ...(application === undefined ? [] : [planApplication(application)]),
+  ];
+}
+
+/** A comment of one line, whatever the names in it hold. */
+const comment = (words: string) => `-- ${words.replaceAll(/\s+/g, ' ')}`;
+
+/** All of it as a text for psql; without indexes that are seen to be there, by whatever name. */
+export function formatPlan(steps: readonly Step[], seen?: TargetState): string {
+  const texts = steps.flatMap(({ what, why, statements, atomic, indexes, differences }) => {
+    if (statements.length === 0) return [];
+    const found = indexes === undefined || seen === undefined ? undefined : differences(seen);
+    if (found?.length === 0) return [`${comment(what)}\n-- is there.`];
+    const told = (found ?? []).map((each) => comment(`now ${each}`)); // of an invalid one: --apply drops it first
+    const lines = statements.map((each) => `${each};`);
+    const body = atomic ? ['begin;', setLockTimeout, ...lines, 'commit;'] : lines;
+    return [[comment(what), comment(why), ...told, ...body].join('\n')];
+  });
+  return `${texts.join('\n\n')}\n`;
+}

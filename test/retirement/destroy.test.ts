@@ -1,0 +1,254 @@
+/** Destroying a version at a real Vault, and trying everything to open what it sealed. */
+import assert from 'node:assert/strict';
+import { randomBytes } from 'node:crypto';
+import { encodeWrapContext } from '../../src/crypto/context.ts';
+import { transaction } from '../../src/db.ts';
+import { exportKeys, parseBackup } from '../../src/keys/backup.ts';
+import type { RootKeyError, RootKeys } from '../../src/keys/root-keys.ts';
+import { activateVersion, insertVersion, raiseEpoch } from '../../src/keys/store.ts';
+import type { Destruction } from '../../src/retirement/destroy-store.ts';
+import { openProxy } from '../support/proxy.ts';
+import { openTestService, type TestService } from '../support/service.ts';
+import { agree, carryOn, policyOf } from './retiring.ts';
+import { describeVault, openAt, openVaultServer, setUp, type VaultServer } from '../support/vault.ts';
+
+const context = { table: 'demo.employees', column: 'bank', row: '1' };
+const value = 'GB29 NWBK 6016 1331 9268 19';
+
+describeVault('destroying a version', function () {
+  this.timeout(60_000);
+  let server: VaultServer;
+  let mount: string;
+  let it_: TestService;
+  let operator: RootKeys;
+  const open: { close(): void | Promise<void> }[] = [];
+
+  before(async () => {
+    server = await openVaultServer();
+  });
+  after(() => server.close());
+
+  beforeEach(async () => {
+    mount = `fk-destroy-${randomBytes(4).toString('hex')}`;
+    await setUp(server, mount, ['ssn', 'bank', 'salary']);
+    const worker = await server.call('POST', 'auth/token/create', {
+      policies: ['ssn', 'bank', 'salary', 'audit'].map((family) => `fieldkeep-worker-${family}`),
+    });
+    const token = worker.auth!['client_token'] as string;
+    const { rootKeys } = openAt(server, { mount, auth: { method: 'token', token } });
+    it_ = await openTestService({ rootKeys, policy: policyOf(), workers: false });
+    operator = openOperator();
+  });
+  afterEach(async () => {
+    for (const each of open.splice(0)) await each.close();
+    await it_.close();
+  });
+
+  function openOperator(address?: string): RootKeys {
+    const { rootKeys } = openAt(server, { mount, ...(address !== undefined && { address, timeoutMs: 1_000 }) });
+    open.push(rootKeys);
+    return rootKeys;
+  }
+
+  async function seal(tenant: string): Promise<string> {
+    const body = { class: 'bank', value, context };
+    const reply = await it_.call('payroll-agent', 'POST', '/v1/encrypt', body, { tenant });
+    assert.equal(reply.status, 200, reply.text);
+    return reply.body['envelope'] as string;
+  }
+
+  const openIt = (envelope: string, tenant: string) =>
+    it_.call('payroll-agent', 'POST', '/v1/decrypt', { envelope, context, view: 'full' }, { tenant });
+
+  /** What a rotation does to keys, without its rows. */
+  async function rotateKeys(version: number): Promise<void> {
+    const { service } = it_;
+    const transitVersion = await service.rootKeys.rotate('bank');
+    await transaction(service.pool, async (tx) => {
+      const made = { family: 'bank', version, state: 'pending', transitVersion, bind: 'row', indexes: [] } as const;
+      await insertVersion(tx, made);
+      await activateVersion(tx, 'bank', version);
+      await raiseEpoch(tx);
+    });
+    await service.keyring.refresh();
+  }
+
+  const begin = (version = 1) => agree(it_.service, it_.owner, { family: 'bank', version });
+
+  /** Begun and carried out with this login; errors are those of asking. */
+  async function destroy(rootKeys: RootKeys, version = 1): Promise<Destruction> {
+    return await carryOn({ ...it_.service, rootKeys }, await begin(version), { person: 'op' });
+  }
+
+  async function stateOf(version: number): Promise<{ state: string; keys: number }> {
+    const { rows } = await it_.owner.query<{ state: string; keys: number }>(
+      `select state, (select count(*)::int from fieldkeep.data_keys k where k.family = v.family and k.version = v.version) as keys
+       from fieldkeep.key_versions v where family = 'bank' and version = $1`,
+      [version],
+    );
+    return rows[0]!;
+  }
+
+  it('leaves no copy of its data keys that opens by any means', async () => {
+    const old = { acme: await seal('acme'), globex: '' };
+    // The root key has rotated before this tenant first turns up: its key must not be wrapped under the newer version.
+    await it_.service.rootKeys.rotate('bank');
+    old.globex = await seal('globex');
+    await rotateKeys(2);
+    const young = await seal('acme');
+    const dump = parseBackup(await exportKeys(it_.service.pool)).dataKeys.filter((key) => key.family === 'bank');
+    const doomed = dump.filter((key) => key.version === 1 && key.tenant !== '');
+    assert.deepEqual(doomed.map((key) => key.tenant).sort(), ['acme', 'globex']);
+
+    const { problem, keeperAnswer } = await destroy(operator);
+    assert.equal(problem, undefined);
+    assert.deepEqual(keeperAnswer, { keeper: 'vault', key: 'fk-bank', oldestBefore: 0, oldestAfter: 3 });
+    assert.deepEqual(await stateOf(1), { state: 'destroyed', keys: 0 });
+    assert.equal((await openIt(old.acme, 'acme')).body['code'], 'version_destroyed');
+    assert.equal((await openIt(young, 'acme')).body['value'], value);
+
+    // The key tables as a dump has them, on top of what is there now, and a database that knows nothing of the end.
+    const { owner, service } = it_;
+    await owner.query(`alter table fieldkeep.key_versions disable trigger key_version_step`);
+    await owner.query(`update fieldkeep.key_versions set state = 'decrypt-only' where family = 'bank' and version = 1`);
+    for (const { tenant, version, wrapped, fingerprint } of doomed) {
+      await owner.query(
+        `insert into fieldkeep.data_keys (tenant, family, version, wrapped, fingerprint)
+         values ($1, 'bank', $2, $3, decode($4, 'base64'))`,
+        [tenant, version, wrapped, fingerprint],
+      );
+    }
+    await transaction(owner, raiseEpoch);
+    await service.keyring.refresh();
+    for (const [tenant, envelope] of Object.entries(old)) {
+      const reply = await openIt(envelope, tenant);
+      assert.equal(reply.body['code'], 'vault_unavailable', reply.text);
+    }
+    // With every right there is: the root token lowers the minimums, asks for the key, and unwraps.
+    const key = `${mount}/keys/fk-bank`;
+    await assert.rejects(server.call('POST', `${key}/config`, { min_decryption_version: 1 }));
+    await server.call('POST', `${key}/config`, { min_encryption_version: 0 }).catch(() => undefined);
+    await assert.rejects(server.call('GET', `${mount}/export/encryption-key/fk-bank`));
+    await assert.rejects(server.call('GET', `${mount}/backup/fk-bank`));
+    for (const { tenant, version, wrapped } of doomed) {
+      const wrapContext = encodeWrapContext(tenant, 'bank', version);
+      await assert.rejects(operator.unwrap('bank', wrapped, wrapContext), (error: RootKeyError) => error.refused);
+      const body = { ciphertext: wrapped, context: wrapContext.toString('base64') };
+      await assert.rejects(server.call('POST', `${mount}/decrypt/fk-bank`, body));
+      await assert.rejects(server.call('POST', `${mount}/rewrap/fk-bank`, body));
+    }
+    const { rows } = await owner.query<{ n: number }>(
+      `select count(*)::int as n from fieldkeep.audit_intake
+       where lines like '%"action":"destroy"%"outcome":"ok"%"purpose":"result of destruction %'`,
+    );
+    assert.equal(rows[0]!.n, 1);
+  });
+
+  it('refuses while a row holds the version, or cannot be counted, and out of turn', async () => {
+    const envelope = await seal('acme');
+    await assert.rejects(destroy(operator), { code: 'conflict', message: /is active: rotate first/ });
+    await rotateKeys(2);
+    await assert.rejects(destroy(operator, 2), { code: 'conflict' });
+    await it_.owner.query(`insert into demo.employees (id, tenant, name, bank) values (1, 'acme', 'x', $1)`, [
+      envelope,
+    ]);
+    await assert.rejects(destroy(operator), {
+      code: 'conflict',
+      message: /bank of demo\.employees holds 1 values of version 1/,
+    });
+    await it_.owner.query(`update demo.employees set bank = 'fe1.bank.x'`);
+    await assert.rejects(destroy(operator), { code: 'conflict', message: /malformed/ });
+    await it_.owner.query('delete from demo.employees');
+    const writer = await it_.owner.connect();
+    try {
+      await writer.query('begin');
+      await writer.query(`insert into demo.employees (id, tenant, name, bank) values (2, 'acme', 'x', $1)`, [envelope]);
+      const refused = assert.rejects(destroy(operator), { code: 'conflict', message: /holds 1 values/ });
+      await new Promise((resolve) => setTimeout(resolve, 300));
+      await writer.query('commit');
+      await refused;
+    } finally {
+      writer.release();
+    }
+    await it_.owner.query('delete from demo.employees');
+    await rotateKeys(3);
+    await assert.rejects(destroy(operator, 2), { code: 'conflict', message: /oldest first: version 1/ });
+    assert.deepEqual(await stateOf(1), { state: 'decrypt-only', keys: 1 });
+    assert.equal((await openIt(envelope, 'acme')).status, 200);
+    await destroy(operator, 1);
+    await destroy(operator, 2);
+    assert.equal((await stateOf(2)).state, 'destroyed');
+  });
+
+  it('is recorded only when Vault has confirmed it', async () => {
+    const envelope = await seal('acme');
+    await rotateKeys(2);
+    const id = await begin();
+    const refused = await carryOn(it_.service, id);
+    assert.match(
+      refused.problem!,
+      /^Vault does not let the service destroy it \(Vault answers 403 .*npm run keys -- destr/,
+    );
+    assert.deepEqual(await stateOf(1), { state: 'decrypt-only', keys: 1 });
+    assert.equal((await openIt(envelope, 'acme')).status, 200);
+
+    // It happened, and nobody heard of it.
+    const proxy = await openProxy(server.address);
+    open.push(proxy);
+    const deaf = openOperator(proxy.through(server.address).replace(/\/$/, ''));
+    await deaf.findProblem();
+    // From the moment Vault has trimmed the key, answers are lost: the trim's is still on its way then.
+    const trimmed = (async () => {
+      for (;;) {
+        const { data } = await server.call('GET', `${mount}/keys/fk-bank`);
+        if (data!['min_available_version'] === 2) return (proxy.mode = 'swallow');
+        await new Promise((resolve) => setTimeout(resolve, 1));
+      }
+    })();
+    proxy.delayMs = 50;
+    const lost = await carryOn({ ...it_.service, rootKeys: deaf }, id, { person: 'op' });
+    assert.match(lost.problem!, /^Vault [^(]*$/);
+    await trimmed;
+    assert.deepEqual(await stateOf(1), { state: 'decrypt-only', keys: 1 });
+    // From here on nothing is asked any more: also not what an application has written back meanwhile.
+    await it_.owner.query(`insert into demo.employees (id, tenant, name, bank) values (1, 'acme', 'x', $1)`, [
+      envelope,
+    ]);
+    const done = await carryOn({ ...it_.service, rootKeys: operator }, id, { person: 'op' });
+    assert.deepEqual([done.problem, done.keeperAnswer?.oldestAfter], [undefined, 2]);
+    assert.deepEqual(await stateOf(1), { state: 'destroyed', keys: 0 });
+    assert.equal((await openIt(envelope, 'acme')).body['code'], 'version_destroyed');
+  });
+
+  it('opens again when a late envelope comes between the first step at Vault and the last', async () => {
+    const envelope = await seal('acme');
+    await rotateKeys(2);
+    const id = await begin();
+    const half = { ...operator, destroyBelow: () => Promise.reject(new Error('killed')) };
+    await server.call('POST', `${mount}/keys/fk-bank/config`, { min_decryption_version: 2, min_encryption_version: 2 });
+    await assert.rejects(carryOn({ ...it_.service, rootKeys: half }, id), /killed/);
+    await it_.owner.query(`insert into demo.employees (id, tenant, name, bank) values (1, 'acme', 'x', $1)`, [
+      envelope,
+    ]);
+    const refused = await carryOn({ ...it_.service, rootKeys: operator }, id, { person: 'op' });
+    assert.match(refused.refused!, /bank of demo\.employees holds 1 values of version 1/);
+    await transaction(it_.owner, raiseEpoch);
+    await it_.service.keyring.refresh();
+    const fresh = openAt(server, { mount });
+    open.push(fresh.rootKeys);
+    const { rows } = await it_.owner.query<{ wrapped: string }>(
+      `select wrapped from fieldkeep.data_keys where family = 'bank' and version = 1 and tenant = 'acme'`,
+    );
+    const unwrapped = await fresh.rootKeys.unwrap('bank', rows[0]!.wrapped, encodeWrapContext('acme', 'bank', 1));
+    assert.equal(unwrapped.length, 64);
+    assert.deepEqual(await stateOf(1), { state: 'decrypt-only', keys: 1 });
+  });
+
+  it('is refused for a root key that could have been copied out', async () => {
+    await seal('acme');
+    await rotateKeys(2);
+    await server.call('POST', `${mount}/keys/fk-bank/config`, { exportable: true });
+    assert.match((await destroy(operator)).problem!, /could be copied out/);
+    assert.equal((await stateOf(1)).state, 'decrypt-only');
+  });
+});
