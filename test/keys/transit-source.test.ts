@@ -6,6 +6,7 @@ import { VaultError } from '../../src/keys/vault.ts';
 import { readSecret } from '../../src/keys/vault-secret.ts';
 import {
   describeVault,
+  mountEngine,
   mountTransit,
   openAt,
   openVaultServer,
@@ -99,8 +100,8 @@ describeVault(
     });
 
     it('reads a field of a secret, in both versions of the engine', async () => {
-      await server.call('POST', 'sys/mounts/kv2', { type: 'kv', options: { version: '2' } });
-      await server.call('POST', 'sys/mounts/kv1', { type: 'kv', options: { version: '1' } });
+      await mountEngine(server, 'kv2', { type: 'kv', options: { version: '2' } });
+      await mountEngine(server, 'kv1', { type: 'kv', options: { version: '1' } });
       for (let n = 0; ; n += 1) {
         // Version 2 upgrades itself for a moment after it was mounted.
         const done = await server

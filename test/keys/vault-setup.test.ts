@@ -9,7 +9,14 @@ import { fileURLToPath } from 'node:url';
 import { openVault } from '../../src/keys/vault.ts';
 import { VaultError } from '../../src/keys/vault.ts';
 import { listExcessRights } from '../../src/keys/vault-rights.ts';
-import { describeVault, loginAs, openVaultServer, vaultProgram, type VaultServer } from '../support/vault.ts';
+import {
+  describeVault,
+  loginAs,
+  mountEngine,
+  openVaultServer,
+  vaultProgram,
+  type VaultServer,
+} from '../support/vault.ts';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 
@@ -186,7 +193,7 @@ describeVault(
       const sealed = { by: 'transit', key: 'hr', mount: 'others' };
       const file = join(folder, 'policy.json');
       writeFileSync(file, JSON.stringify({ ...policy, columns: [{ ...ssn, sealed }, ...rest] }));
-      await server.call('POST', 'sys/mounts/others', { type: 'transit' });
+      await mountEngine(server, 'others', { type: 'transit' });
       await server.call('POST', 'others/keys/hr', {});
       const { data } = await server.call('POST', 'others/encrypt/hr', { plaintext: 'b25l' });
       const open = async () =>
