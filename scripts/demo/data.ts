@@ -93,7 +93,7 @@ const accounts: Readonly<Record<string, () => string>> = {
 };
 
 /** An IBAN, one in four in the paper form with a space after every four characters. */
-export function makeIban(): string {
+function makeIban(): string {
   const country = pick(Object.keys(accounts));
   const account = accounts[country]!();
   const iban = `${country}${ibanCheckDigits(country, account)}${account}`;

@@ -312,11 +312,3 @@ export async function findEntries(pool: Pool, filter: EntryFilter, limit: number
   const last = items.at(-1);
   return rows.length > limit && last !== undefined ? { items, nextCursor: String(last.index) } : { items };
 }
-
-/** The lines of a batch's items, in request order; undefined for an entry that is none. */
-export async function findItems(db: Queryable, index: number): Promise<string[] | undefined> {
-  const { rows } = await db.query<{ items: string }>('select items from fieldkeep.audit_items where index = $1', [
-    index,
-  ]);
-  return rows[0]?.items.split('\n');
-}

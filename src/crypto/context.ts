@@ -17,7 +17,7 @@ export interface Context {
   readonly row: string;
 }
 
-export const partBytesMax = 512;
+const partBytesMax = 512;
 
 export function u16(n: number): Buffer {
   const bytes = Buffer.allocUnsafe(2);

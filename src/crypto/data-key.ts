@@ -11,7 +11,7 @@ import { inspect } from 'node:util';
 import { FieldkeepError } from '../errors.ts';
 import { encodeParts, u32 } from './context.ts';
 
-export const dataKeyBytes = 64;
+const dataKeyBytes = 64;
 
 const label = (text: string) => Buffer.from(`${text}\0`, 'latin1');
 const fingerprintLabel = label('fe1/fp');

@@ -19,7 +19,6 @@ export interface Envelope {
   readonly tag: Buffer;
 }
 
-export const familyPattern = /^[a-z][a-z0-9]{1,15}$/;
 export const versionMax = 999_999_999;
 
 const saltBytes = 16;

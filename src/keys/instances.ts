@@ -6,7 +6,7 @@ import type { Pool, Queryable } from '../db.ts';
 import type { Keyring } from './keyring.ts';
 import { upsertLastUse } from './store.ts';
 
-export const heartbeatEveryMs = 2_000;
+const heartbeatEveryMs = 2_000;
 /** An instance without a heartbeat for this long is dead, by the database's clock. */
 export const deadAfterMs = 10_000;
 /** The tenant that owns canaries; a credential's tenant is never empty. */
@@ -17,7 +17,7 @@ export async function insertInstance(db: Queryable, id: string, families: readon
   await db.query('insert into fieldkeep.instances (id, families) values ($1, $2)', [id, families]);
 }
 
-export async function deleteInstance(db: Queryable, id: string): Promise<void> {
+async function deleteInstance(db: Queryable, id: string): Promise<void> {
   await db.query('delete from fieldkeep.instances where id = $1', [id]);
 }
 
@@ -33,7 +33,7 @@ export async function heartbeat(db: Queryable, id: string, families: readonly st
   );
 }
 
-export async function insertReady(db: Queryable, id: string, family: string, version: number): Promise<void> {
+async function insertReady(db: Queryable, id: string, family: string, version: number): Promise<void> {
   await db.query(
     `insert into fieldkeep.instance_ready (instance, family, version)
      select id, $2, $3 from fieldkeep.instances where id = $1 on conflict do nothing`,

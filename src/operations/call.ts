@@ -22,7 +22,7 @@ export interface Computed {
 }
 
 /** Allowed when any of the questions is; otherwise the first refusal, which names the usual scope. No question: allowed. */
-export function decideAny(policy: Policy, principal: Principal, questions: readonly Question[]): Decision {
+function decideAny(policy: Policy, principal: Principal, questions: readonly Question[]): Decision {
   const decisions = questions.map((question) => decide(policy, principal, question));
   const fallback: Decision = { decision: 'allow', ruleId: 'authenticated', policyVersion: policy.version };
   return decisions.find((each) => each.decision === 'allow') ?? decisions[0] ?? fallback;

@@ -1,7 +1,7 @@
 /**
  * POST /v1/keys/{family}/versions/{version}/destroy: gives a key version up for good, once other people have agreed to that
  * and to what is known about it: guards, counts, horizons, and what is waived. The approved call records it, and whoever
- * can carries it out (rotation/destroy.ts); `GET …/certificate` answers what came of it.
+ * can carries it out (retirement/destroy.ts); `GET …/certificate` answers what came of it.
  */
 import { randomUUID } from 'node:crypto';
 import { canonicalDigest } from '../crypto/canonical.ts';

@@ -176,18 +176,6 @@ export function decide(policy: Policy, who: Principal, question: Question): Deci
   return otherwise.decision === 'deny' ? otherwise : { ...decision, ruleId: 'compromised' };
 }
 
-/**
- * How much of a class's values the principal could be shown, asking by name; undefined when nothing, also for a class that
- * does not exist. A value must not move to where its mover would see more of it.
- */
-export function highestView(policy: Policy, who: Principal, className: string, purpose?: string): View | undefined {
-  const fieldClass = policy.classes.get(className);
-  if (fieldClass === undefined) return undefined;
-  const question: Question = { action: 'decrypt', class: className, ...(purpose !== undefined && { purpose }) };
-  const rights = listRights(policy, who, question, fieldClass);
-  return rights.every(({ allowed }) => allowed) ? findNarrowest(fieldClass, rights).view : undefined;
-}
-
 /** What the principal's own entries grant, as written, after narrowing by the token: for people to read. */
 export function effectiveGrants(policy: Policy, who: Principal): string[] {
   const lines = [who.agent, who.person].flatMap((name) => {

@@ -43,7 +43,7 @@ export interface Sources {
 const secretTtlMs = 300_000;
 
 /** The variable that has the passphrase, and the one that says where Vault has it. */
-export const secretVariables = (key: string) => [
+const secretVariables = (key: string) => [
   `SOURCE_${key.toUpperCase()}_SECRET`,
   `SOURCE_${key.toUpperCase()}_VAULT`,
 ];

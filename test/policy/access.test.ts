@@ -1,14 +1,7 @@
 /** Effective right = agent ∩ token ∩ person; deny wins; nothing that is added to narrow ever widens. */
 import assert from 'node:assert/strict';
 import fc from 'fast-check';
-import {
-  decide,
-  effectiveGrants,
-  highestView,
-  type Decision,
-  type Principal,
-  type Question,
-} from '../../src/policy/access.ts';
+import { decide, effectiveGrants, type Decision, type Principal, type Question } from '../../src/policy/access.ts';
 import type { Policy, View } from '../../src/policy/policy.ts';
 import { views, type PolicyFile } from '../../src/policy/schema.ts';
 import { fieldActions } from '../../src/policy/scope.ts';
@@ -237,21 +230,6 @@ describe('policy/access: sides', () => {
     assert.deepEqual(short(decide(policy, alone, decrypt('last4'))), ['deny', 'default']);
   });
 
-  it('knows the highest view that asking by name could give', () => {
-    const purposes = pair(['decrypt:ssn:last4', 'encrypt:bank'], ['decrypt:ssn:masked'], (file) => {
-      file.agents['a']!.grants.push({ scope: 'decrypt:ssn:full', when: { purpose: ['onboarding'] } });
-      file.agents['a']!.deny = ['decrypt:salary'];
-    });
-    assert.equal(highestView(purposes, alone, 'ssn'), 'last4');
-    assert.equal(highestView(purposes, alone, 'ssn', 'onboarding'), 'full');
-    assert.equal(highestView(purposes, behalf, 'ssn', 'onboarding'), 'masked');
-    assert.equal(highestView(purposes, { ...alone, scopes: ['decrypt:*:exists'] }, 'ssn'), 'exists');
-    assert.equal(highestView(pair(['decrypt:ssn'], []), alone, 'ssn'), 'masked');
-    for (const name of ['bank', 'salary', 'unheard']) assert.equal(highestView(purposes, alone, name), undefined);
-    assert.equal(highestView(pair(['decrypt:*:full'], []), alone, 'unheard'), undefined);
-    assert.equal(highestView(purposes, { ...behalf, tenant: 'zzz' }, 'ssn'), undefined);
-  });
-
   it('says to people what is granted', () => {
     const policy = pair(['encrypt:ssn'], ['decrypt:ssn:last4'], (file) => (file.agents['a']!.deny = ['*:bank']));
     assert.deepEqual(effectiveGrants(policy, alone), ['encrypt:ssn', 'not *:bank']);
@@ -288,9 +266,6 @@ describe('policy/access: nothing that narrows widens', () => {
         const asked = [undefined, ...ladder].map((named) =>
           decide(policy, who, { action: each, class: className, ...(named !== undefined && { view: named }) }),
         );
-        const highest = highestView(policy, who, className);
-        const byName = ladder.find((_, i) => asked[i + 1]!.decision === 'allow');
-        assert.equal(highest, byName, 'what is given by name and what is said to be the highest');
         return asked.map(({ decision, view: given }) => (decision === 'allow' ? ladder.indexOf(given!) : Infinity));
       }),
     );
