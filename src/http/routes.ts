@@ -2,39 +2,11 @@
  * The route table: one line a route. `action` is what the audit log calls an attempt that is refused before it reaches
  * its operation. The most frequent calls stand first, because Express looks through routes in order.
  */
+import type { BoundOperations } from '../operations/all.ts';
 import * as a from './answers.ts';
 import * as s from './schemas.ts';
 
-export type OperationName =
-  | 'encrypt'
-  | 'decrypt'
-  | 'reencrypt'
-  | 'match'
-  | 'searchTokens'
-  | 'whoami'
-  | 'listKeys'
-  | 'getKey'
-  | 'rotate'
-  | 'destroyVersion'
-  | 'getCertificate'
-  | 'listRotations'
-  | 'getRotation'
-  | 'listFailures'
-  | 'waiveFailures'
-  | 'pauseRotation'
-  | 'resumeRotation'
-  | 'cancelRotation'
-  | 'listAdoptions'
-  | 'getAdoption'
-  | 'startAdoption'
-  | 'verifyAdoption'
-  | 'finishAdoption'
-  | 'undoAdoption'
-  | 'leaveAdoption'
-  | 'listApprovals'
-  | 'getApproval'
-  | 'decideApproval'
-  | 'listEntries';
+export type OperationName = keyof BoundOperations;
 
 export interface Route {
   readonly method: 'get' | 'post';
@@ -55,29 +27,14 @@ const post = (
   action: string,
   body: s.BodySchema,
   answer: a.AnswerSchema,
-): Route => ({
-  method: 'post',
-  path,
-  operation,
-  action,
-  body,
-  query: s.noQuery,
-  answer,
-});
+): Route => ({ method: 'post', path, operation, action, body, query: s.noQuery, answer });
 const get = (
   path: string,
   operation: OperationName,
   action: string,
   query: s.QuerySchema,
   answer: a.AnswerSchema,
-): Route => ({
-  method: 'get',
-  path,
-  operation,
-  action,
-  query,
-  answer,
-});
+): Route => ({ method: 'get', path, operation, action, query, answer });
 
 export const routes: readonly Route[] = [
   post('/v1/decrypt', 'decrypt', 'decrypt', s.decryptBody, a.decryptAnswer),
