@@ -12,7 +12,8 @@ import { findAdoption, findColumnRun, type AdoptionDates } from '../rotation/ado
 import { countStale } from '../rotation/census.ts';
 import type { Catalog, TableShape } from '../targets/catalog.ts';
 import { viewRun, type RunView } from '../rotation/progress.ts';
-import { findRun, present, type Run } from '../rotation/store.ts';
+import { present } from '../present.ts';
+import { findRun, type Run } from '../rotation/store.ts';
 import { databaseOf, type Targets } from '../targets/targets.ts';
 import { sourced, unadopted } from '../rotation/work.ts';
 

@@ -1,7 +1,7 @@
 /** SQL of destructions: what was agreed to, how far it got, and its certificate. */
 import type { Client, Queryable } from '../db.ts';
 import type { Evidence } from './evidence.ts';
-import { present } from '../rotation/store.ts';
+import { present } from '../present.ts';
 
 /** Somebody's yes, as it was given. */
 export interface Agreement {

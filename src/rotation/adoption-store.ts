@@ -1,6 +1,7 @@
 /** SQL of adoptions: which were begun, compared with their source, finished and undone. */
 import type { Client, Queryable } from '../db.ts';
-import { present, type Run } from './store.ts';
+import { present } from '../present.ts';
+import type { Run } from './store.ts';
 
 export interface AdoptionDates {
   readonly startedAt?: Date;

@@ -2,7 +2,8 @@
 import type { Queryable } from '../db.ts';
 import { handOverMs, searchTokenTtlMs } from './plan.ts';
 import { findRangeError, listProgress, type ColumnProgress } from './range-store.ts';
-import { present, type Prediction, type Run } from './store.ts';
+import { present } from '../present.ts';
+import type { Prediction, Run } from './store.ts';
 import type { RunKind } from './work.ts';
 
 export interface RunView {

@@ -2,7 +2,8 @@
 import { transaction, type Client, type Pool, type Queryable } from '../db.ts';
 import type { Key } from './batch.ts';
 import { deleteFailures, deleteRetryable, insertFailures, type Failure } from './failure-store.ts';
-import { overtaken, present } from './store.ts';
+import { present } from '../present.ts';
+import { overtaken } from './store.ts';
 
 /** A stretch of a table's key, open at both ends where a bound is absent; or rows by name, tried before (or after) all else. */
 export interface RangeSpec {

@@ -1,6 +1,7 @@
 /** SQL of runs, ranges and failures, in Fieldkeep's own database. */
 import type { Client, Pool, Queryable } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
+import { present } from '../present.ts';
 import { phaseOf, type Phase } from './plan.ts';
 import type { RunKind } from './work.ts';
 
@@ -105,13 +106,6 @@ const runColumns = `r.id, r.kind, r.family, r.version, r."table", r."column", r.
   (select count(*)::int from fieldkeep.rotation_failures f where f.rotation = r.id and f.waived_at is not null) as waived,
   exists (select from fieldkeep.key_versions v where v.family = r.family and json_array_length(v.indexes) > 0) as searchable,
   clock_timestamp() as now`;
-
-/** Members that are null in the database, or undefined, are absent in the object. */
-export function present<T extends object>(members: T): { [K in keyof T]?: NonNullable<T[K]> } {
-  return Object.fromEntries(
-    Object.entries(members).filter(([, value]) => value !== null && value !== undefined),
-  ) as never;
-}
 
 function toRun(row: RunRow): Run {
   const optional = present({
