@@ -20,7 +20,7 @@ import { performCall, type Computed } from './call.ts';
 import { findAnswer, insertAnswer } from './idempotency.ts';
 import { questionsAbout } from './questions.ts';
 import { needsApproval } from './needs-approval.ts';
-import { type Call, type Operation, type Result } from './perform.ts';
+import { requesterOf, type Call, type Operation, type Result } from './perform.ts';
 
 const limitDefault = '100';
 
@@ -150,10 +150,6 @@ export const startAdoption: Operation = async (service, call) => {
   service.wake();
   return result;
 };
-
-function requesterOf({ principal: { agent, person } }: Call): string {
-  return person ?? agent ?? 'unknown';
-}
 
 /** A run about one column, inserted in the transaction of its entry. */
 function answerBegun(call: Call, column: RegisteredColumn, kind: ColumnKind, body: Body): Computed & { run: NewRun } {

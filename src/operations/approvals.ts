@@ -7,18 +7,14 @@ import { findApproval, insertDecision, listStored, type StoredApproval } from '.
 import { performCall } from './call.ts';
 import { questionsAbout } from './questions.ts';
 import { Overtaken, type Call, type Operation } from './perform.ts';
-import { badCursor, uuidPattern } from './rotations.ts';
-
-const limitDefault = '100';
+import { cutPage, readPage, uuidPattern } from './page.ts';
 
 function viewApproval(policy: Policy, approval: StoredApproval): object {
   const { id, action, about, details, reason, agent, person, requestDigest, createdAt, decisions, usedAt } = approval;
   const { status, required, received, expiresAt } = standingOf(policy, approval);
-  const requestedBy = { ...(agent !== undefined && { agent }), ...(person !== undefined && { person }) };
   return {
-    ...{ id, status, action, about, details, reason, requestedBy, createdAt, expiresAt, required, received },
-    ...{ approvers: listApprovers(policy, approval), decisions, requestDigest },
-    ...(usedAt !== undefined && { usedAt }),
+    ...{ id, status, action, about, details, reason, createdAt, expiresAt, required, received },
+    ...{ requestedBy: { agent, person }, approvers: listApprovers(policy, approval), decisions, requestDigest, usedAt },
   };
 }
 
@@ -44,13 +40,8 @@ async function getUndecided(service: Service, call: Call): Promise<StoredApprova
 
 export const listApprovals: Operation = (service, call) =>
   performCall(service, call, { action: 'approvals', questions: questionsOnApprovals(service) }, async () => {
-    const { cursor, limit = limitDefault } = call.query;
-    if (cursor !== undefined && !uuidPattern.test(cursor)) throw badCursor();
-    const before = cursor === undefined ? {} : { before: cursor };
-    const found = await listStored(service.pool, { ...before, limit: Number(limit) + 1 });
-    const page = found.slice(0, Number(limit));
-    const items = page.map((approval) => viewApproval(service.policy, approval));
-    return { body: { items, ...(found.length > page.length && { nextCursor: page.at(-1)!.id }) } };
+    const { page, next } = cutPage(call, await listStored(service.pool, readPage(call)), ({ id }) => id);
+    return { body: { items: page.map((approval) => viewApproval(service.policy, approval)), ...next } };
   });
 
 export const getApproval: Operation = (service, call) =>

@@ -13,7 +13,7 @@ import { findRun, type Run } from '../rotation/store.ts';
 import { columnsOf } from '../rotation/work.ts';
 import type { Service } from '../service.ts';
 import { performCall, type Computed } from './call.ts';
-import { Overtaken, type Call, type Operation, type Result } from './perform.ts';
+import { Overtaken, requesterOf, type Call, type Operation, type Result } from './perform.ts';
 import { getRun } from './rotations.ts';
 
 const rotateAny: Question = { action: 'rotate', class: '*' };
@@ -83,8 +83,8 @@ export const cancelRotation = control({
     const detail = 'An adoption can be paused; it ends for good when "adopt" is taken from the columns in the policy.';
     throw new FieldkeepError('conflict', detail);
   },
-  async write(tx, run, reason, { principal }, { policy }) {
-    const why = reason ?? `by ${principal.person ?? principal.agent ?? 'unknown'}`;
+  async write(tx, run, reason, call, { policy }) {
+    const why = reason ?? `by ${requesterOf(call)}`;
     const rotateEvery = run.family === undefined ? undefined : policy.classes.get(run.family)?.rotateEvery;
     if (rotateEvery !== undefined) await postponeDue(tx, run.family!, addDuration(new Date(), rotateEvery));
     return await cancelRun(tx, run.id, why);

@@ -14,7 +14,7 @@ import { performCall, type Computed } from './call.ts';
 import { findAnswer, insertAnswer, type KeyedCall } from './idempotency.ts';
 import { questionsAbout } from './questions.ts';
 import { needsApproval } from './needs-approval.ts';
-import { Overtaken, type Call, type Operation } from './perform.ts';
+import { Overtaken, requesterOf, type Call, type Operation } from './perform.ts';
 import { viewDestruction } from './retirement.ts';
 
 /** Of writers, for a call that has ten seconds. */
@@ -62,8 +62,7 @@ async function begin(
   });
   if ('pending' in outcome) return outcome.pending;
   const { id: approval, details } = outcome;
-  const { person, agent } = call.principal;
-  const made = { id: randomUUID(), ...asked, approval, details, reason, requestedBy: person ?? agent ?? 'unknown' };
+  const made = { id: randomUUID(), ...asked, approval, details, reason, requestedBy: requesterOf(call) };
   return {
     status: 202,
     location: `${pathOf(asked)}/certificate`,

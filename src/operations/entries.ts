@@ -4,21 +4,20 @@
  */
 import { findEntries, type EntryFilter } from '../audit/store.ts';
 import { FieldkeepError } from '../errors.ts';
+import { present } from '../present.ts';
 import { performCall } from './call.ts';
+import { limitOf } from './page.ts';
 import type { Operation } from './perform.ts';
-
-const limitDefault = 100;
 
 export const listEntries: Operation = (service, call) =>
   performCall(service, call, { action: 'audit', questions: [{ action: 'audit' }] }, async () => {
-    const { limit, cursor, ...rest } = call.query;
+    const { limit: _limit, cursor, ...filter } = call.query;
     const { tenant } = call.principal;
-    const filter: EntryFilter = Object.fromEntries(Object.entries(rest).filter(([, value]) => value !== undefined));
     if (tenant !== undefined && filter.tenant !== undefined && filter.tenant !== tenant) {
       throw new FieldkeepError('forbidden', 'A principal of a tenant reads the entries of its own tenant.');
     }
-    const own: EntryFilter = tenant === undefined ? filter : { ...filter, tenant };
-    const page = await findEntries(service.pool, own, limit === undefined ? limitDefault : Number(limit), cursor);
+    const own: EntryFilter = present(tenant === undefined ? filter : { ...filter, tenant });
+    const page = await findEntries(service.pool, own, limitOf(call), cursor);
     const items = page.items.map(({ index, line }) => ({ index, entry: JSON.parse(line) as unknown }));
     return { body: { items, ...(page.nextCursor !== undefined && { nextCursor: page.nextCursor }) } };
   });

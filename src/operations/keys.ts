@@ -8,6 +8,7 @@ import { countVersions, type ColumnCensus } from '../rotation/census.ts';
 import { databaseOf } from '../targets/targets.ts';
 import type { Service } from '../service.ts';
 import { performCall } from './call.ts';
+import { cutPage } from './page.ts';
 import { questionsAbout } from './questions.ts';
 import type { Operation } from './perform.ts';
 import { describeDestructions, describeRetirements } from './retirement.ts';
@@ -50,11 +51,10 @@ async function describeFamily(service: Service, known: KeyFamily): Promise<objec
 export const listKeys: Operation = (service, call) =>
   performCall(service, call, { action: 'keys', questions: questionsAbout(undefined, service) }, async () => {
     const families = [...service.keyring.state.families.values()];
-    const { cursor, limit } = call.query;
-    const from = cursor === undefined ? families : families.filter((each) => each.family > cursor);
-    const page = from.slice(0, Number(limit ?? '100'));
-    const items = await Promise.all(page.map((each) => describeFamily(service, each)));
-    return { body: { items, ...(from.length > page.length && { nextCursor: page.at(-1)!.family }) } };
+    const { cursor = '' } = call.query;
+    const rest = families.filter(({ family }) => family > cursor);
+    const { page, next } = cutPage(call, rest, ({ family }) => family);
+    return { body: { items: await Promise.all(page.map((each) => describeFamily(service, each))), ...next } };
   });
 
 export const getKey: Operation = (service, call) => {
@@ -65,7 +65,7 @@ export const getKey: Operation = (service, call) => {
     { action: 'keys', class: family, questions: questionsAbout(family, service) },
     async () => {
       const known = service.keyring.state.families.get(family);
-      if (known === undefined) throw new FieldkeepError('class_unknown', `There is no key family of this name.`);
+      if (known === undefined) throw new FieldkeepError('class_unknown', 'There is no key family of this name.');
       return { body: await describeFamily(service, known) };
     },
   );

@@ -15,11 +15,12 @@ import type { Client, Queryable } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { checkOpen, findApprovalRule, listApprovers, standingOf, type ApprovableAction } from '../policy/approval.ts';
 import type { Approval, Policy } from '../policy/policy.ts';
+import { present } from '../present.ts';
 import type { Service } from '../service.ts';
 import { findApproval, findNewest, insertApproval, setUsed, type StoredApproval } from './approval-store.ts';
 import type { Computed } from './call.ts';
 import { Overtaken, type Call } from './perform.ts';
-import { uuidPattern } from './rotations.ts';
+import { uuidPattern } from './page.ts';
 
 export interface Ask<D extends object> {
   readonly action: ApprovableAction;
@@ -79,11 +80,7 @@ function getRule(policy: Policy, { principal }: Call, action: ApprovableAction):
 }
 
 function whoAsks({ agent, person, tenant }: Call['principal']) {
-  return {
-    ...(agent !== undefined && { agent }),
-    ...(person !== undefined && { person }),
-    ...(tenant !== undefined && { tenant }),
-  };
+  return present({ agent, person, tenant });
 }
 
 function digestRequest(call: Call, { action, about, reason }: Ask<object>, details: object): string {

@@ -81,6 +81,11 @@ export async function perform(
   throw new FieldkeepError('deadline_exceeded', 'The request could not be answered in time; nothing was revealed.');
 }
 
+/** Whose doing it is, for people: the person, or the agent alone. */
+export function requesterOf({ principal: { agent, person } }: Call): string {
+  return person ?? agent ?? 'unknown';
+}
+
 /** The members that every entry has. */
 export function beginEntry(call: Pick<Call, 'requestId' | 'principal'>, action: string): Entry {
   const { tenant, agent, person } = call.principal;

@@ -15,8 +15,9 @@ import { nextVersion } from '../rotation/run.ts';
 import { findRun, findUnfinished, insertRun } from '../rotation/store.ts';
 import type { Service } from '../service.ts';
 import { performCall, type Computed } from './call.ts';
-import { findAnswer, insertAnswer } from './idempotency.ts';
-import { toFieldkeepError, type Call, type Operation } from './perform.ts';
+import { getClass } from './field.ts';
+import { findAnswer, insertAnswer, type KeptAnswer } from './idempotency.ts';
+import { requesterOf, toFieldkeepError, type Call, type Operation } from './perform.ts';
 
 interface RotateBody {
   readonly reason?: string;
@@ -44,8 +45,8 @@ interface Asked {
   readonly requestedBy: string;
 }
 
-function describeAsked({ principal: { agent, person } }: Call, family: string, { reason }: RotateBody): Asked {
-  return { family, requestedBy: person ?? agent ?? 'unknown', ...(reason !== undefined && { reason }) };
+function describeAsked(call: Call, family: string, { reason }: RotateBody): Asked {
+  return { family, requestedBy: requesterOf(call), ...(reason !== undefined && { reason }) };
 }
 
 /** The answer to a call that begins a run, kept in the transaction that records the run. */
@@ -66,6 +67,13 @@ function answerBegun(
       await insertAnswer(tx, call, { status: 202, body });
     },
   };
+}
+
+/** The answer to the same call before, with the run as it is now. */
+async function repeatAnswer({ pool }: Service, { status, body }: KeptAnswer): Promise<Computed> {
+  const { id } = body as { id: string };
+  const run = await findRun(pool, id);
+  return { status, body: run === undefined ? body : await viewRun(pool, run), location: `/v1/rotations/${id}` };
 }
 
 async function begin(service: Service, call: Call, family: string, body: RotateBody): Promise<Computed> {
@@ -123,17 +131,12 @@ export const rotate: Operation = async (service, call) => {
     call,
     { action: 'rotate', class: family, questions: [{ action: 'rotate', class: family }] },
     async () => {
-      if (!service.policy.classes.has(family))
-        throw new FieldkeepError('class_unknown', 'There is no class of this name.');
+      getClass(service.policy, family);
       if (body.dryRun === true) return await describeRehearsal(service, family);
       const known = await findAnswer(service.pool, keyed);
-      if (known === undefined && body.compromised === true) {
-        return await beginEmergency(service, keyed, family, body, meant);
-      }
-      if (known === undefined) return await begin(service, keyed, family, body);
-      const run = await findRun(service.pool, (known.body as { id: string }).id);
-      const now = run === undefined ? known.body : await viewRun(service.pool, run);
-      return { status: known.status, body: now, location: `/v1/rotations/${(known.body as { id: string }).id}` };
+      if (known !== undefined) return await repeatAnswer(service, known);
+      if (body.compromised === true) return await beginEmergency(service, keyed, family, body, meant);
+      return await begin(service, keyed, family, body);
     },
   );
   service.wake();

@@ -3,27 +3,21 @@ import { FieldkeepError } from '../errors.ts';
 import { listWarnings } from '../targets/catalog.ts';
 import type { Question } from '../policy/access.ts';
 import { viewRun } from '../rotation/progress.ts';
-import { listFailures as findFailures } from '../rotation/failure-store.ts';
+import { listFailures as findFailures, type StoredFailure } from '../rotation/failure-store.ts';
 import { findRun, listRuns, type Run } from '../rotation/store.ts';
 import { columnsOf } from '../rotation/work.ts';
 import type { Service } from '../service.ts';
 import { performCall } from './call.ts';
+import { badCursor, cutPage, limitOf, readPage, uuidPattern } from './page.ts';
 import { questionsAbout } from './questions.ts';
 import type { Operation } from './perform.ts';
 import { describeRetirements } from './retirement.ts';
-
-const limitDefault = '100';
-export const uuidPattern = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 
 /** Errors: `not_found`. */
 export async function getRun(service: Service, id: string): Promise<Run> {
   const run = uuidPattern.test(id) ? await findRun(service.pool, id) : undefined;
   if (run === undefined) throw new FieldkeepError('not_found', 'There is no rotation with this id.');
   return run;
-}
-
-export function badCursor(): FieldkeepError {
-  return new FieldkeepError('request_invalid', 'The cursor is not one that a page ended with.');
 }
 
 /** After the newest rotation of a family: what the versions before lack before they may be destroyed. */
@@ -45,13 +39,10 @@ async function view(service: Service, run: Run): Promise<object> {
 
 export const listRotations: Operation = (service, call) =>
   performCall(service, call, { action: 'rotations', questions: questionsAbout(undefined, service) }, async () => {
-    const { family, cursor, limit = limitDefault } = call.query;
-    if (cursor !== undefined && !uuidPattern.test(cursor)) throw badCursor();
-    const filter = { ...(family !== undefined && { family }), ...(cursor !== undefined && { before: cursor }) };
-    const runs = await listRuns(service.pool, { ...filter, limit: Number(limit) + 1 });
-    const page = runs.slice(0, Number(limit));
-    const items = await Promise.all(page.map((run) => view(service, run)));
-    return { body: { items, ...(runs.length > page.length && { nextCursor: page.at(-1)!.id }) } };
+    const { family } = call.query;
+    const runs = await listRuns(service.pool, { ...readPage(call), ...(family !== undefined && { family }) });
+    const { page, next } = cutPage(call, runs, ({ id }) => id);
+    return { body: { items: await Promise.all(page.map((run) => view(service, run))), ...next } };
   });
 
 /** Whoever is to agree to giving up rows of a run may see it, too. */
@@ -63,6 +54,10 @@ export const getRotation: Operation = (service, call) =>
   performCall(service, call, { action: 'rotations', questions: questionsOnRun(service) }, async () => ({
     body: await view(service, await getRun(service, call.params['id']!)),
   }));
+
+function formatCursor({ table, column, row }: StoredFailure): string {
+  return Buffer.from(JSON.stringify([table, column, row])).toString('base64url');
+}
 
 function parseCursor(cursor: string | undefined): [string, string, string] | undefined {
   if (cursor === undefined) return undefined;
@@ -79,12 +74,8 @@ function parseCursor(cursor: string | undefined): [string, string, string] | und
 
 export const listFailures: Operation = (service, call) =>
   performCall(service, call, { action: 'rotations', questions: questionsOnRun(service) }, async () => {
-    const { cursor, limit = limitDefault } = call.query;
     const run = await getRun(service, call.params['id']!);
-    const found = await findFailures(service.pool, run.id, Number(limit) + 1, parseCursor(cursor));
-    const page = found.slice(0, Number(limit));
-    const last = page.at(-1);
-    const more = found.length > page.length && last !== undefined;
-    const nextCursor = more && Buffer.from(JSON.stringify([last.table, last.column, last.row])).toString('base64url');
-    return { body: { items: page, ...(nextCursor !== false && { nextCursor }) } };
+    const found = await findFailures(service.pool, run.id, limitOf(call) + 1, parseCursor(call.query['cursor']));
+    const { page, next } = cutPage(call, found, formatCursor);
+    return { body: { items: page, ...next } };
   });

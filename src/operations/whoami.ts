@@ -6,11 +6,6 @@ import type { Operation } from './perform.ts';
 export const whoami: Operation = (service, call) =>
   performCall(service, call, { action: 'whoami', questions: [] }, () => {
     const { agent, person, tenant, system } = call.principal;
-    return {
-      body: {
-        principal: { system, ...(agent !== undefined && { agent }), ...(person !== undefined && { person }) },
-        ...(tenant !== undefined && { tenant }),
-        grants: effectiveGrants(service.policy, call.principal),
-      },
-    };
+    const grants = effectiveGrants(service.policy, call.principal);
+    return { body: { principal: { system, agent, person }, tenant, grants } };
   });
