@@ -294,18 +294,11 @@ function batchAttempt(
     return item;
   });
   const lines = items.map(formatItem);
-  const shared = {
-    class: common(items.map((item) => item.class)),
-    view: common(items.map((item) => item.view)),
-    table: common(items.map((item) => item.table)),
-    column: common(items.map((item) => item.column)),
-    code: common(items.map((item) => item.code)),
-    keyVersion: common(items.map((item) => item.keyVersion)),
+  const shared = ['class', 'view', 'table', 'column', 'code', 'keyVersion'] as const;
+  const entry: Entry = Object.assign(beginEntry(call, action), batchOutcome(rans), {
+    ...Object.fromEntries(shared.map((name) => [name, common(items.map((item) => item[name]))])),
     purpose: common(rans.map((ran) => ran.reading?.question.purpose)),
     ruleId: common(rans.map((ran) => ran.decision?.ruleId)),
-  };
-  const entry: Entry = Object.assign(beginEntry(call, action), batchOutcome(rans), {
-    ...Object.fromEntries(Object.entries(shared).filter(([, value]) => value !== undefined)),
     policyVersion: work.policy.version,
     count: rans.length,
     itemsRoot: itemsRoot(lines),
@@ -343,11 +336,11 @@ async function runBatch<I extends object, R extends Reading>(
   return rans;
 }
 
-function mustHaveTenant(call: Call): string {
-  const { tenant } = call.principal;
-  if (tenant === undefined)
-    throw new FieldkeepError('forbidden', 'A system principal has no tenant and reads no data.');
-  return tenant;
+/** A system principal has no tenant: its attempt is written down and refused. */
+function refuseSystem(call: Call, action: string): Attempt {
+  const error = new FieldkeepError('forbidden', 'A system principal has no tenant and reads no data.');
+  const line = formatEntry({ ...beginEntry(call, action), decision: 'deny', outcome: 'denied', code: error.code });
+  return { record: { line }, error };
 }
 
 /** Runs a verb for `call`, whose body is one item or a batch of them. */
@@ -360,14 +353,8 @@ export function performFields<I extends object, R extends Reading>(
   return perform(service, call, () => {
     const { policy } = service;
     const { state } = service.keyring;
-    let tenant: string;
-    try {
-      tenant = mustHaveTenant(call);
-    } catch (error) {
-      const failure = toFieldkeepError(service, error);
-      const entry = { ...beginEntry(call, action), decision: 'deny', outcome: 'denied', code: failure.code } as const;
-      return { record: { line: formatEntry(entry) }, error: failure };
-    }
+    const { tenant } = call.principal;
+    if (tenant === undefined) return refuseSystem(call, action);
     const work: Work = { service, policy, state, tenant, requestId: call.requestId, item: 0 };
     const body = call.body as I | BatchBody<I>;
     const digestKey = findDigestKey(work);

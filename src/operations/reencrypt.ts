@@ -36,10 +36,7 @@ const verb: Verb<ReencryptItem, ReencryptReading> = {
     checkClassOf(policy, item.to ?? item.context, envelope.family);
     return {
       envelope,
-      question: {
-        action: 'reencrypt',
-        class: envelope.family,
-      },
+      question: { action: 'reencrypt', class: envelope.family },
       place: item.context,
       ...(item.to !== undefined && { to: item.to }),
     };

@@ -7,7 +7,7 @@ import { indexToken, normalise } from '../crypto/blind-index.ts';
 import { valueDigest, type DataKey } from '../crypto/data-key.ts';
 import { encodeContext } from '../crypto/context.ts';
 import { FieldkeepError } from '../errors.ts';
-import { findIndexes, listSearchable, type KeyVersion, type VersionIndex } from '../keys/version.ts';
+import { findIndexes, listSearchable, type KeyVersion } from '../keys/version.ts';
 import { searchTokenTtlMs } from '../rotation/plan.ts';
 import {
   checkClassOf,
@@ -52,10 +52,7 @@ function keyFor(work: Work, version: KeyVersion): DataKey | Promise<DataKey | un
 const verb: Verb<SearchItem, Reading> = {
   read(item, policy) {
     checkClassOf(policy, item.context, item.class);
-    return {
-      question: { action: 'search', class: item.class },
-      place: item.context,
-    };
+    return { question: { action: 'search', class: item.class }, place: item.context };
   },
   async compute(work, item, { place }, _decision, facts) {
     getClass(work.policy, item.class);
@@ -66,12 +63,12 @@ const verb: Verb<SearchItem, Reading> = {
     const name = chooseIndex([...new Set(versions.flatMap(indexesOf).map((each) => each.name))], item);
     const tokens: string[] = [];
     for (const version of versions) {
-      const index: VersionIndex | undefined = indexesOf(version).find((each) => each.name === name);
+      const index = indexesOf(version).find((each) => each.name === name);
       const key = index === undefined ? undefined : await keyFor(work, version);
       if (index === undefined || key === undefined) continue;
       const normalised = normalise(version.normalise, item.value);
-      const place_ = { tenant: work.tenant, table: index.table, column: index.column, index: name, bits: index.bits };
-      const token = indexToken(key, version.version, place_, normalised);
+      const where = { tenant: work.tenant, table: index.table, column: index.column, index: name, bits: index.bits };
+      const token = indexToken(key, version.version, where, normalised);
       if (token !== undefined) tokens.push(token);
       if (version.state !== 'active') continue;
       const ctx = encodeContext(version.family, version.version, { ...place, tenant: work.tenant, row: '' });
