@@ -11,7 +11,7 @@ import { FieldkeepError } from '../errors.ts';
 import { inProgress, planEmergency, recordEmergency } from '../rotation/emergency.ts';
 import { viewRun } from '../rotation/progress.ts';
 import { rehearse } from '../rotation/rehearsal.ts';
-import { nextVersion } from '../rotation/run.ts';
+import { nextVersion } from '../rotation/start.ts';
 import { findRun, findUnfinished, insertRun } from '../rotation/store.ts';
 import type { Service } from '../service.ts';
 import { performCall, type Computed } from './call.ts';

@@ -12,7 +12,6 @@ import { randomUUID } from 'node:crypto';
 import type { RegisteredColumn } from '../policy/policy.ts';
 import { loadCatalog, type Catalog } from '../targets/catalog.ts';
 import { waitOutWriters } from '../rotation/census.ts';
-import { appendAlways, phaseLine } from '../rotation/entries.ts';
 import { addGuard, findGuardProblem, hasGuard, isGuarded, readGuards, validateGuard } from './guard.ts';
 import type { GuardedColumn, GuardStep } from './guard.ts';
 import { countLate } from '../rotation/pass.ts';
@@ -28,9 +27,9 @@ import {
 } from './retire-store.ts';
 import type { ColumnProblem } from './retire-store.ts';
 import { guardVersion } from './retire.ts';
-import { AlreadyRunning, ignoreAlreadyRunning } from '../rotation/run.ts';
 import type { Workshop } from '../rotation/scan.ts';
-import { findRun, findUnfinished, insertRun, type Run } from '../rotation/store.ts';
+import { begin, InTheWay } from '../rotation/start.ts';
+import { findRun, findUnfinished, type Run } from '../rotation/store.ts';
 import { databaseOf } from '../targets/targets.ts';
 
 /** With version indexes a look costs little. Without, it reads the tables: once a day, and sooner where a guard is due. */
@@ -46,15 +45,13 @@ export interface WatchOptions {
 
 /** Starts a run for envelopes that came late. It makes no version, and moves no date. Answers its id. */
 async function startLate(shop: Workshop, last: Run, version: number): Promise<string | undefined> {
-  const run = { id: randomUUID(), kind: 'rotation', family: last.family!, version } as const;
-  let inserted = false;
-  await appendAlways(shop, [phaseLine(run, 'start, older envelopes found,')], async (tx) => {
-    if (!(await isActive(tx, run.family, version))) throw new AlreadyRunning(); // closed or followed meanwhile
-    inserted = await insertRun(tx, { ...run, requestedBy: 'watch', reason: 'older envelopes found' });
-    if (!inserted) throw new AlreadyRunning();
+  const family = last.family!;
+  const asked = { requestedBy: 'watch', reason: 'older envelopes found' };
+  const run = { id: randomUUID(), kind: 'rotation', family, version, ...asked } as const;
+  return await begin(shop, run, 'start, older envelopes found,', async (tx) => {
+    if (!(await isActive(tx, family, version))) throw new InTheWay(); // closed or followed meanwhile
     await copyWaivers(tx, last.id, run.id);
-  }).catch(ignoreAlreadyRunning);
-  return inserted ? run.id : undefined;
+  });
 }
 
 /** One step further on a column: the guard is added, then validated. Nothing is written where it stands. */

@@ -8,7 +8,6 @@
  *     re-encrypting  ranges planned (pass.ts), worked through by jobs (range.ts)
  *     verifying      writers waited out, then counted (pass.ts): nothing left is done, what cannot be proven is blocked
  */
-import { randomUUID } from 'node:crypto';
 import { waitOutIntake } from '../audit/store.ts';
 import { sqlState, type Client } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
@@ -25,23 +24,18 @@ import {
   setNextRotation,
 } from '../keys/store.ts';
 import { findClosed } from '../policy/limits.ts';
-import { nextVersionOf } from '../keys/version.ts';
 import { addDuration } from '../policy/schedule.ts';
-import { loadCatalog, type TableShape } from '../targets/catalog.ts';
-import { hasStale } from './census.ts';
+import { loadCatalog } from '../targets/catalog.ts';
 import { appendAlways, phaseLine } from './entries.ts';
 import { mustGoOn } from './control-store.ts';
 import { block, findProblem, listTables, planPass, verify } from './pass.ts';
 import { handOverMs, isSearchable, limitsOf, searchTokenTtlMs } from './plan.ts';
 import { findRangeError, listUnfinishedTables } from './range-store.ts';
-import { isIndexed, type Workshop } from './scan.ts';
+import type { Workshop } from './scan.ts';
 import {
   claimRun,
   clearBlocked,
   findRun,
-  insertRun,
-  isAdopting,
-  listDue,
   listUnfinished,
   releaseRun,
   setActivated,
@@ -50,8 +44,7 @@ import {
   setThrottle,
   type Run,
 } from './store.ts';
-import { databaseOf } from '../targets/targets.ts';
-import { columnsOf, unadopted } from './work.ts';
+import { columnsOf } from './work.ts';
 
 export interface DriverShop extends Workshop {
   readonly rootKeys: RootKeys;
@@ -227,67 +220,4 @@ export async function listWorkable(shop: Workshop): Promise<string[]> {
     else await setThrottle(shop.pool, run.id, `the hours from ${closed.from} to ${closed.to}, ${closed.zone}`);
   }
   return workable;
-}
-
-/** The version that a rotation of the family would make now; one that a cancelled run left pending is taken up again. */
-export function nextVersion(shop: Pick<Workshop, 'keyring'>, family: string): number {
-  return nextVersionOf(shop.keyring.state.families.get(family));
-}
-
-/** Starts a rotation of every family whose time has come; once, however many processes look. */
-export async function startDue(shop: Workshop): Promise<string[]> {
-  const started: string[] = [];
-  for (const family of await listDue(shop.pool)) {
-    if (!shop.policy.classes.has(family)) continue;
-    await shop.keyring.refresh();
-    const run = { id: randomUUID(), kind: 'rotation', family, version: nextVersion(shop, family) } as const;
-    let inserted = false;
-    await appendAlways(shop, [phaseLine(run, 'scheduled start')], async (tx) => {
-      inserted = await insertRun(tx, { ...run, requestedBy: 'schedule', reason: 'scheduled' });
-      if (!inserted) throw new AlreadyRunning();
-    }).catch(ignoreAlreadyRunning);
-    if (inserted) started.push(run.id);
-  }
-  return started;
-}
-
-/** Rolls the entry back too: nothing was started. */
-export class AlreadyRunning extends Error {}
-
-export function ignoreAlreadyRunning(error: unknown): void {
-  if (!(error instanceof AlreadyRunning)) throw error;
-}
-
-/** Whether plaintext of the table waits to be adopted. Looks only where an index makes that cheap. */
-async function holdsPlaintext(shop: Workshop, table: TableShape, alsoUnindexed: boolean): Promise<boolean> {
-  for (const stale of table.columns.flatMap(unadopted)) {
-    if (!alsoUnindexed && !isIndexed(table, stale)) continue;
-    if (await hasStale(databaseOf(shop, table), table, [stale])) return true;
-  }
-  return false;
-}
-
-/**
- * Starts an adoption when there is plaintext to adopt and none is under way. A table that cannot be read does not keep the
- * others from it; its error is thrown when no other gave reason to start.
- */
-export async function startAdoption(shop: Workshop, alsoUnindexed: boolean): Promise<string | undefined> {
-  if (await isAdopting(shop.pool)) return undefined;
-  const errors: unknown[] = [];
-  for (const table of shop.catalog.tables.values()) {
-    const found = await holdsPlaintext(shop, table, alsoUnindexed).catch((error: unknown) => {
-      errors.push(error);
-      return false;
-    });
-    if (!found) continue;
-    const run = { id: randomUUID(), kind: 'adoption' } as const;
-    let inserted = false;
-    await appendAlways(shop, [phaseLine(run, 'start')], async (tx) => {
-      inserted = await insertRun(tx, { ...run, requestedBy: 'policy', reason: 'plaintext found' });
-      if (!inserted) throw new AlreadyRunning();
-    }).catch(ignoreAlreadyRunning);
-    return inserted ? run.id : undefined;
-  }
-  if (errors.length > 0) throw errors[0];
-  return undefined;
 }

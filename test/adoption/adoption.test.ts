@@ -9,7 +9,7 @@ import { setStarted, setUndone } from '../../src/rotation/adoption-store.ts';
 import { formatTriggerDrops, formatTriggers } from '../../src/targets/adoption-triggers.ts';
 import { listWarnings, loadCatalog } from '../../src/targets/catalog.ts';
 import { listFailures } from '../../src/rotation/failure-store.ts';
-import { startAdoption } from '../../src/rotation/run.ts';
+import { startAdoption } from '../../src/rotation/start.ts';
 import { insertRun, type Run } from '../../src/rotation/store.ts';
 import type { ColumnKind } from '../../src/rotation/work.ts';
 import { createTarget, type TestDatabase } from '../support/database.ts';

@@ -6,7 +6,7 @@ import { setStarted } from '../../src/rotation/adoption-store.ts';
 import { formatTriggers } from '../../src/targets/adoption-triggers.ts';
 import { loadCatalog } from '../../src/targets/catalog.ts';
 import { listFailures } from '../../src/rotation/failure-store.ts';
-import { startAdoption } from '../../src/rotation/run.ts';
+import { startAdoption } from '../../src/rotation/start.ts';
 import { openSources, type SourceOptions } from '../../src/rotation/sources.ts';
 import { insertRun } from '../../src/rotation/store.ts';
 import type { Service } from '../../src/service.ts';

@@ -5,7 +5,8 @@ import { MirrorKeeper } from '../../src/keys/mirror-keeper.ts';
 import { catchUp, listMirrorWarnings, removeMirrored } from '../../src/keys/mirror.ts';
 import { listMirrors } from '../../src/keys/mirror-store.ts';
 import { raiseEpoch, setDestroyed } from '../../src/keys/store.ts';
-import { nextVersion, advance } from '../../src/rotation/run.ts';
+import { advance } from '../../src/rotation/run.ts';
+import { nextVersion } from '../../src/rotation/start.ts';
 import { beginRotation, openBench, rotate, type Bench } from '../rotation/support.ts';
 import { comeBack, goAway, listKept, openCustomer, policy, type Customer } from './mirrored.ts';
 

@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import { connect } from '../../src/db.ts';
 import { loadCatalog } from '../../src/targets/catalog.ts';
 import { workRange } from '../../src/rotation/range.ts';
-import { advance, startAdoption } from '../../src/rotation/run.ts';
+import { advance } from '../../src/rotation/run.ts';
+import { startAdoption } from '../../src/rotation/start.ts';
 import { listFreeRanges } from '../../src/rotation/range-store.ts';
 import { findRun } from '../../src/rotation/store.ts';
 import {

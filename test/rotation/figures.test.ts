@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { readFigures, type Figure } from '../../src/rotation/figures.ts';
-import { advance, startAdoption } from '../../src/rotation/run.ts';
+import { advance } from '../../src/rotation/run.ts';
+import { startAdoption } from '../../src/rotation/start.ts';
 import { drive, fill, isSettled, openBench, type Bench } from './support.ts';
 
 describe('rotation/figures', () => {

@@ -2,7 +2,8 @@
 import assert from 'node:assert/strict';
 import { newRequestId } from '../../src/http/request-id.ts';
 import { bindOperations } from '../../src/operations/all.ts';
-import { advance, nextVersion, startDue } from '../../src/rotation/run.ts';
+import { advance } from '../../src/rotation/run.ts';
+import { nextVersion, startDue } from '../../src/rotation/start.ts';
 import { findRun } from '../../src/rotation/store.ts';
 import { replace } from './intercept.ts';
 import { adopt, beginRotation, drive, fill, isSettled, openBench, rotate, skipWaits, type Bench } from './support.ts';

@@ -3,7 +3,8 @@ import { randomInt, randomUUID } from 'node:crypto';
 import { DataKey } from '../../src/crypto/data-key.ts';
 import { connect } from '../../src/db.ts';
 import { viewRun } from '../../src/rotation/progress.ts';
-import { advance, startDue } from '../../src/rotation/run.ts';
+import { advance } from '../../src/rotation/run.ts';
+import { startDue } from '../../src/rotation/start.ts';
 import {
   insertCheckpoint,
   claimRange,

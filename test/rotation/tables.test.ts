@@ -4,7 +4,7 @@ import { randomUUID } from 'node:crypto';
 import { openPool, roleOf, type Pool } from '../../src/db.ts';
 import { formatRow, loadCatalog } from '../../src/targets/catalog.ts';
 import { rehearse } from '../../src/rotation/rehearsal.ts';
-import { startAdoption } from '../../src/rotation/run.ts';
+import { startAdoption } from '../../src/rotation/start.ts';
 import { createTarget, type TestDatabase } from '../support/database.ts';
 import { adopt, changePolicy, drive, isSettled, openBench, openFor, rotate, type Bench } from './support.ts';
 
