@@ -133,6 +133,8 @@ const rotation = z.object({
     .optional()
     .meta({ description: 'Of a dry run: values tried.' }),
   basis: z.enum(['measured', 'assumed']).optional(),
+  dryRun: z.literal(true).optional(),
+  nextRotationAt: time.optional().meta({ description: 'Of a dry run: when the schedule would start it.' }),
   warnings: z.array(z.string()).optional().meta({ description: 'What will make it slow or stand in its way.' }),
   retirement: z
     .array(retirement.extend({ version }))

@@ -8,9 +8,14 @@ import { upsertLastUse } from './store.ts';
 
 const heartbeatEveryMs = 2_000;
 /** An instance without a heartbeat for this long is dead, by the database's clock. */
-export const deadAfterMs = 10_000;
+const deadAfterMs = 10_000;
 /** The tenant that owns canaries; a credential's tenant is never empty. */
 export const canaryTenant = '';
+
+/** That the instance whose id an SQL expression names is alive. */
+export function aliveSql(id: string): string {
+  return `exists (select from fieldkeep.instances i where i.id = ${id} and i.heartbeat_at > now() - interval '${deadAfterMs} ms')`;
+}
 
 /** `families`: those that the process serves, null for all. */
 export async function insertInstance(db: Queryable, id: string, families: readonly string[] | null): Promise<void> {

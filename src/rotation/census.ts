@@ -2,10 +2,10 @@
  * Counts of values per column and version over the customer's tables: what has to be done, and at the end the proof that
  * nothing is left. The session runs with `row_security = off`: a count that a policy would filter is an error, not a zero.
  */
-import { quoteIdentifier, type Queryable } from '../db.ts';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { Queryable } from '../db.ts';
 import type { TableShape } from '../targets/catalog.ts';
-import { Parameters, staleCondition, tableName } from './conditions.ts';
+import { Parameters, staleCondition, tableName, versionSql } from './conditions.ts';
 import type { Stale } from './work.ts';
 
 export interface ColumnCensus {
@@ -16,10 +16,9 @@ export interface ColumnCensus {
 }
 
 export async function countVersions(db: Queryable, table: TableShape, column: string): Promise<ColumnCensus> {
-  const q = quoteIdentifier;
-  const version = `fieldkeep.fe_version(t.${q(column)})`;
+  const version = versionSql(column);
   const { rows } = await db.query<{ version: number; n: string }>(
-    `select ${version} as version, count(*) as n from ${q(table.schema)}.${q(table.name)} t
+    `select ${version} as version, count(*) as n from ${tableName(table)} t
      where ${version} is not null group by 1`,
   );
   return { table: table.address, column, counts: new Map(rows.map((row) => [row.version, Number(row.n)])) };
@@ -54,8 +53,7 @@ export async function hasRefusable(
   column: string,
   { version, plaintext }: { readonly version: number; readonly plaintext: boolean },
 ): Promise<boolean> {
-  const q = quoteIdentifier;
-  const [rows, found] = [`${q(table.schema)}.${q(table.name)} t`, `fieldkeep.fe_version(t.${q(column)})`];
+  const [rows, found] = [`${tableName(table)} t`, versionSql(column)];
   const { rows: answer } = await db.query<{ found: boolean }>(
     `select exists (select from ${rows} where ${found} < 0)
          or exists (select from ${rows} where ${found} >= $1 and ${found} < $2) as found`,
@@ -70,10 +68,9 @@ export async function findVersionBounds(
   table: TableShape,
   column: string,
 ): Promise<{ lowest: number; highest: number } | undefined> {
-  const q = quoteIdentifier;
-  const version = `fieldkeep.fe_version(t.${q(column)})`;
+  const version = versionSql(column);
   const { rows } = await db.query<{ lowest: number | null; highest: number | null }>(
-    `select min(${version}) as lowest, max(${version}) as highest from ${q(table.schema)}.${q(table.name)} t`,
+    `select min(${version}) as lowest, max(${version}) as highest from ${tableName(table)} t`,
   );
   const { lowest, highest } = rows[0]!;
   return lowest === null || highest === null ? undefined : { lowest, highest };
@@ -87,7 +84,7 @@ async function listWriters(db: Queryable, table: TableShape, among?: readonly st
        and l.database = (select oid from pg_database where datname = current_database())
        and (l.relation = $1::regclass or l.relation in (select relid from pg_partition_tree($1::regclass)))
        and ($2::text[] is null or l.virtualtransaction = any ($2))`,
-    [`${quoteIdentifier(table.schema)}.${quoteIdentifier(table.name)}`, among ?? null],
+    [tableName(table), among ?? null],
   );
   return rows.map((row) => row.id);
 }

@@ -12,6 +12,11 @@ export function tableName(table: TableShape): string {
   return `${q(table.schema)}.${q(table.name)}`;
 }
 
+/** The version of the value in a column. */
+export function versionSql(column: string): string {
+  return `fieldkeep.fe_version(t.${q(column)})`;
+}
+
 function keyTuple(table: TableShape, alias: string): string {
   return `(${table.key.map(({ name }) => `${alias}.${q(name)}`).join(', ')})`;
 }
@@ -25,7 +30,7 @@ export class Parameters {
 }
 
 function valueCondition({ column, value }: Stale, parameters: Parameters): string {
-  const version = `fieldkeep.fe_version(t.${q(column)})`;
+  const version = versionSql(column);
   if (value === 'any') return 'true';
   if (value === 'null') return `t.${q(column)} is null`;
   if (value === 'envelope') return `${version} > 0`;

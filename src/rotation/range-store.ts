@@ -1,5 +1,6 @@
 /** SQL of a pass: its ranges, who works on them, how far they got, and what is done of each column. */
 import { transaction, type Client, type Pool, type Queryable } from '../db.ts';
+import { aliveSql } from '../keys/instances.ts';
 import type { Key } from './batch.ts';
 import { deleteFailures, deleteRetryable, insertFailures, type Failure } from './failure-store.ts';
 import { present } from '../present.ts';
@@ -93,8 +94,7 @@ export interface Range {
 }
 
 /** Of the range `g`: a living instance works on it. */
-const isHeld = (g: string) => `${g}.holder is not null and exists
-  (select from fieldkeep.instances i where i.id = ${g}.holder and i.heartbeat_at > now() - interval '10 s')`;
+const isHeld = (g: string) => `${g}.holder is not null and ${aliveSql(`${g}.holder`)}`;
 
 interface RangeRow {
   id: string;

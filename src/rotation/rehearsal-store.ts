@@ -1,6 +1,7 @@
 /** SQL of rehearsals: what earlier runs took, how large a table is, and the newest prediction for a family. */
-import { quoteIdentifier, type Queryable } from '../db.ts';
+import type { Queryable } from '../db.ts';
 import type { TableShape } from '../targets/catalog.ts';
+import { tableName } from './conditions.ts';
 import type { Prediction } from './store.ts';
 
 /** Fewer values tell too little. */
@@ -31,13 +32,13 @@ export async function findPast(db: Queryable, table: string, column: string): Pr
 /** Bytes without indexes, rows as the planner knows them, and how many indexes there are; partitions included. */
 export async function findTableSize(
   db: Queryable,
-  { schema, name }: TableShape,
+  table: TableShape,
 ): Promise<{ bytes: number; rows: number; indexes: number }> {
   const { rows } = await db.query<{ bytes: string; rows: number; indexes: number }>(
     `select coalesce(sum(pg_table_size(p.relid)), 0) as bytes, coalesce(sum(greatest(c.reltuples, 0)), 0)::float8 as rows,
             (select count(*)::int from pg_index x where x.indrelid = $1::regclass) as indexes
      from pg_partition_tree($1::regclass) p join pg_class c on c.oid = p.relid where p.isleaf`,
-    [`${quoteIdentifier(schema)}.${quoteIdentifier(name)}`],
+    [tableName(table)],
   );
   const { bytes, ...rest } = rows[0]!;
   return { bytes: Number(bytes), ...rest };

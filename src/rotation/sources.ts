@@ -43,24 +43,19 @@ export interface Sources {
 const secretTtlMs = 300_000;
 
 /** The variable that has the passphrase, and the one that says where Vault has it. */
-const secretVariables = (key: string) => [
-  `SOURCE_${key.toUpperCase()}_SECRET`,
-  `SOURCE_${key.toUpperCase()}_VAULT`,
-];
-
-async function openOne(text: string, passphrase: string): Promise<string | FieldkeepError> {
-  try {
-    return await openPgp(text, passphrase);
-  } catch (error) {
-    if (error instanceof FieldkeepError) return error;
-    throw error;
-  }
-}
+const secretVariables = (key: string) => [`SOURCE_${key.toUpperCase()}_SECRET`, `SOURCE_${key.toUpperCase()}_VAULT`];
 
 /** One after the other: they are all work of this process, and a batch must not hold up what else it does. */
 async function openAll(texts: readonly string[], passphrase: string): Promise<(string | FieldkeepError)[]> {
   const opened: (string | FieldkeepError)[] = [];
-  for (const text of texts) opened.push(await openOne(text, passphrase));
+  for (const text of texts) {
+    try {
+      opened.push(await openPgp(text, passphrase));
+    } catch (error) {
+      if (!(error instanceof FieldkeepError)) throw error;
+      opened.push(error);
+    }
+  }
   return opened;
 }
 

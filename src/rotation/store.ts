@@ -1,6 +1,7 @@
-/** SQL of runs, ranges and failures, in Fieldkeep's own database. */
+/** SQL of runs, in Fieldkeep's own database. */
 import type { Client, Pool, Queryable } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
+import { aliveSql } from '../keys/instances.ts';
 import { present } from '../present.ts';
 import { phaseOf, type Phase } from './plan.ts';
 import type { RunKind } from './work.ts';
@@ -234,7 +235,7 @@ export async function claimRun(db: Queryable, id: string, driver: string, ms: nu
   const { rowCount } = await db.query(
     `update fieldkeep.rotations set driver = $2, driver_until = now() + make_interval(secs => $3::float8 / 1000)
      where id = $1 and done_at is null and (driver = $2 or driver_until is null or driver_until < now()
-       or not exists (select from fieldkeep.instances i where i.id = driver and i.heartbeat_at > now() - interval '10 s'))`,
+       or not ${aliveSql('driver')})`,
     [id, driver, ms],
   );
   return rowCount === 1;
