@@ -17,7 +17,7 @@ import { databaseOf } from '../targets/targets.ts';
 import { unadopted, type ColumnKind } from '../rotation/work.ts';
 import type { Service } from '../service.ts';
 import { performCall, type Computed } from './call.ts';
-import { findAnswer, insertAnswer } from './idempotency.ts';
+import { findAnswer, insertAnswer } from './idempotency-store.ts';
 import { questionsAbout } from './questions.ts';
 import { needsApproval } from './needs-approval.ts';
 import { requesterOf, type Call, type Operation, type Result } from './perform.ts';

@@ -11,7 +11,7 @@ import { checkTurn, examineVersion, toDetails, type Question } from '../retireme
 import type { Service } from '../service.ts';
 import { findApproval } from './approval-store.ts';
 import { performCall, type Computed } from './call.ts';
-import { findAnswer, insertAnswer, type KeyedCall } from './idempotency.ts';
+import { findAnswer, insertAnswer, type KeyedCall } from './idempotency-store.ts';
 import { questionsAbout } from './questions.ts';
 import { needsApproval } from './needs-approval.ts';
 import { Overtaken, requesterOf, type Call, type Operation } from './perform.ts';

@@ -16,7 +16,7 @@ import { findRun, findUnfinished, insertRun } from '../rotation/store.ts';
 import type { Service } from '../service.ts';
 import { performCall, type Computed } from './call.ts';
 import { getClass } from './field.ts';
-import { findAnswer, insertAnswer, type KeptAnswer } from './idempotency.ts';
+import { findAnswer, insertAnswer, type KeptAnswer } from './idempotency-store.ts';
 import { requesterOf, toFieldkeepError, type Call, type Operation } from './perform.ts';
 
 interface RotateBody {

@@ -10,7 +10,7 @@ import { digestFailures, waiveFailures as writeWaiver, type FailedColumn } from 
 import type { Run } from '../rotation/store.ts';
 import type { Service } from '../service.ts';
 import { performOnRun } from './control.ts';
-import { findAnswer, insertAnswer } from './idempotency.ts';
+import { findAnswer, insertAnswer } from './idempotency-store.ts';
 import { needsApproval } from './needs-approval.ts';
 import { Overtaken, type Operation } from './perform.ts';
 

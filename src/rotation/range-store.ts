@@ -1,6 +1,6 @@
 /** SQL of a pass: its ranges, who works on them, how far they got, and what is done of each column. */
 import { transaction, type Client, type Pool, type Queryable } from '../db.ts';
-import { aliveSql } from '../keys/instances.ts';
+import { aliveSql } from '../keys/instance-store.ts';
 import type { Key } from './batch.ts';
 import { deleteFailures, deleteRetryable, insertFailures, type Failure } from './failure-store.ts';
 import { present } from '../present.ts';

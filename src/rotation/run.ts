@@ -12,7 +12,8 @@ import { waitOutIntake } from '../audit/store.ts';
 import { sqlState, type Client } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { versionSettings } from '../keys/families.ts';
-import { canaryTenant, countUnready } from '../keys/instances.ts';
+import { countUnready } from '../keys/instance-store.ts';
+import { canaryTenant } from '../keys/instances.ts';
 import { mirrorVersion, mustBeKnown } from '../keys/mirror.ts';
 import type { RootKeys } from '../keys/root-keys.ts';
 import {

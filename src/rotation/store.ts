@@ -1,7 +1,7 @@
 /** SQL of runs, in Fieldkeep's own database. */
 import type { Client, Pool, Queryable } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
-import { aliveSql } from '../keys/instances.ts';
+import { aliveSql } from '../keys/instance-store.ts';
 import { present } from '../present.ts';
 import { phaseOf, type Phase } from './plan.ts';
 import type { RunKind } from './work.ts';

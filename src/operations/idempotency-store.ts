@@ -1,4 +1,4 @@
-/** Answers kept for ten minutes under the principal and its Idempotency-Key, so that a call can be repeated safely. */
+/** SQL of answers, kept for ten minutes under the principal and its Idempotency-Key, so that a call can be repeated safely. */
 import type { Client, Queryable } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import type { Call } from './perform.ts';
