@@ -3,6 +3,7 @@
  * npm run keys -- import FILE                              adds what is missing; before the service starts on a new database
  * npm run keys -- import --mirrors                         the same from the mirrors in the targets, TARGET_<NAME>_URL
  * npm run keys -- destroy FAMILY VERSION [--reason "…"] [--approval ID] [--without-guards]
+ * npm run keys -- destroy FAMILY VERSION --call-off --reason "…"      while its root key is not gone
  * npm run keys -- certificate FAMILY VERSION [FILE]        of a destroyed version; verify it with scripts/verify-certificate.ts
  *
  * The first two use DATABASE_URL, or the embedded database of a running service. `destroy` asks the service that runs here,
@@ -24,11 +25,12 @@ import { run } from './support.ts';
 
 const usage = `Usage: npm run keys -- export FILE | import FILE | import --mirrors
        npm run keys -- destroy FAMILY VERSION [--reason "…"] [--approval ID] [--without-guards]
+       npm run keys -- destroy FAMILY VERSION --call-off --reason "…"
        npm run keys -- certificate FAMILY VERSION [FILE]`;
 
 const text = { type: 'string' } as const;
 const flag = { type: 'boolean', default: false } as const;
-const options = { reason: text, approval: text, 'without-guards': flag, mirrors: flag };
+const options = { reason: text, approval: text, 'without-guards': flag, 'call-off': flag, mirrors: flag };
 
 function readArguments() {
   try {
@@ -65,8 +67,8 @@ await run(async () => {
     return await fetchCertificate(first, version, third);
   }
   if (verb === 'destroy' && first !== undefined && Number.isInteger(version)) {
-    const { reason, approval, 'without-guards': withoutGuards } = values;
-    return await destroy(config, { family: first, version, reason, approval, withoutGuards });
+    const { reason, approval, 'without-guards': withoutGuards, 'call-off': callOff } = values;
+    return await destroy(config, { family: first, version, reason, approval, withoutGuards, callOff });
   }
   const isExport = verb === 'export' && first !== undefined && !values.mirrors;
   const isImport = verb === 'import' && (first !== undefined) !== values.mirrors;

@@ -46,11 +46,12 @@ const minute = (time: string) => `${time.slice(0, 16).replace('T', ' ')} UTC`;
 function describeVersion(family: string, { version, retirement, destruction }: Version): string[] {
   const lines: string[] = [];
   const { status, problem, refused } = destruction ?? {};
-  if (status === 'destroying')
-    lines.push(`v${version} is being destroyed${problem === undefined ? '' : `: ${problem}`}`);
+  const isOpen = status === 'destroying' || status === 'calling-off';
+  const what = status === 'destroying' ? 'is being destroyed' : 'was to be destroyed, which is being called off';
+  if (isOpen) lines.push(`v${version} ${what}${problem === undefined ? '' : `: ${problem}`}`);
   if (status === 'destroyed' && problem !== undefined) lines.push(`v${version} is destroyed; ${problem}`);
   if (refused !== undefined) lines.push(`v${version} was not destroyed: ${refused}`);
-  if (retirement === undefined || status === 'destroying') return lines;
+  if (retirement === undefined || isOpen) return lines;
   const { missing, destroyable, approvals } = retirement;
   const needs = approvals === undefined ? 'the policy names nobody who may agree' : `${approvals} people have to agree`;
   if (destroyable) {

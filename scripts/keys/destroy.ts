@@ -27,11 +27,12 @@ export interface Asked {
   readonly reason: string | undefined;
   readonly approval: string | undefined;
   readonly withoutGuards: boolean;
+  readonly callOff: boolean;
 }
 
 /** How the API tells it. */
 interface Told {
-  readonly status: 'pending' | 'destroying' | 'destroyed' | 'refused';
+  readonly status: 'pending' | 'destroying' | 'calling-off' | 'destroyed' | 'refused';
   readonly approvalId?: string;
   readonly refused?: string;
   readonly problem?: string;
@@ -82,7 +83,7 @@ async function follow(api: Api, { family, version }: Asked): Promise<Told> {
     const { versions } = mustBeOk(await api.call(operator, 'GET', `/v1/keys/${encodeURIComponent(family)}`));
     const found = (versions as { version: number; destruction: Told }[]).find((each) => each.version === version);
     const told = found!.destruction;
-    const isOver = told.status !== 'destroying' && told.certificate !== 'unsigned';
+    const isOver = !['destroying', 'calling-off'].includes(told.status) && told.certificate !== 'unsigned';
     if (isOver || told.problem !== undefined || performance.now() > deadline) return told;
     await new Promise((resolve) => setTimeout(resolve, pollMs));
   }
@@ -132,9 +133,16 @@ function toTold({ destroyedAt, refused, problem, signature }: Destruction): Told
   return { status: 'destroyed', certificate: signature === undefined ? 'unsigned' : 'signed', ...told };
 }
 
-/** Errors: StartupError where it is not destroyed. */
-function tell({ family, version }: Asked, { status, refused, problem, certificate }: Told): void {
+/** Errors: StartupError where it is not as it was asked for: destroyed, or kept. */
+function tell({ family, version, callOff }: Asked, { status, refused, problem, certificate }: Told): void {
   const name = `Version ${version} of family ${family}`;
+  if (callOff) {
+    if (status === 'destroyed') throw new StartupError(`${name} is destroyed: its root key was gone before.`);
+    const how =
+      status === 'refused' ? `stays as it was. ${refused}` : `is not kept yet: ${problem ?? 'it is on its way.'}`;
+    process.stdout.write(`${name} ${how}\n`);
+    return;
+  }
   if (status === 'refused') throw new StartupError(`${name} is not destroyed: ${refused}`);
   if (status !== 'destroyed') throw new StartupError(`${name} is not destroyed yet: ${problem ?? 'it is on its way.'}`);
   const signed =
@@ -157,8 +165,25 @@ export async function destroy(config: Config, asked: Asked): Promise<void> {
         'are needed, to carry out what was agreed to.',
     );
   }
+  if (asked.callOff) {
+    if (service === undefined)
+      throw new StartupError('A service with an API must be running here, and wants a --reason.');
+    return await callOff(service, asked);
+  }
   if (service !== undefined && !(await askHere(service, config, asked))) return;
   if (config.vault !== undefined) tell(asked, toTold(await carry(config, asked)));
+}
+
+/** Takes back what was agreed to; the service's worker ends it, unless Vault wants an operator for that. */
+async function callOff(service: RunningService, asked: Asked): Promise<void> {
+  const api = await openApi(service);
+  try {
+    const path = `/v1/keys/${encodeURIComponent(asked.family)}/versions/${asked.version}/destroy/call-off`;
+    mustBeOk(await api.call(operator, 'POST', path, { reason: asked.reason }));
+    tell(asked, await follow(api, asked));
+  } finally {
+    api.close();
+  }
 }
 
 /** True when it was agreed to, and somebody with a login at Vault has to go on. */

@@ -38,12 +38,15 @@ const retirement = z.object({
 const destruction = z.object({
   family: z.string(),
   version,
-  status: z.enum(['destroying', 'destroyed', 'refused']),
+  status: z.enum(['destroying', 'calling-off', 'destroyed', 'refused']),
   approvalId: z.string(),
   askedAt: time,
   destroyedAt: time.optional(),
   certificate: z.enum(['unsigned', 'signed']).optional(),
-  refused: z.string().optional().meta({ description: 'What was not as it was agreed to, right before the end.' }),
+  refused: z
+    .string()
+    .optional()
+    .meta({ description: 'What was not as it was agreed to, right before the end, or who called it off.' }),
   problem: z.string().optional().meta({ description: 'What keeps it from its end now.' }),
 });
 const keyFamily = z.object({
@@ -249,6 +252,7 @@ export const pendingAnswer = z.object({
   received: z.int(),
   requestDigest: z.string(),
 });
+export const destructionAnswer = destruction;
 export const destroyAnswer = z.union([pendingAnswer, destruction]);
 export const certificateAnswer = z.object({
   certificate: z.string().meta({ description: 'RFC 8785 JSON; the signature is over its UTF-8 bytes.' }),

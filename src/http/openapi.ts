@@ -36,9 +36,12 @@ function describeAnswer(description: string, answer: AnswerSchema): Json {
   return { description, content: { 'application/json': { schema: jsonSchema(answer) } } };
 }
 
+/** Answered before it is done. */
+const later: ReadonlySet<string> = new Set(['rotate', 'destroyVersion', 'callOffDestruction']);
+
 function describeRoute(route: Route): Json {
   const body = requestBody(route);
-  const isLater = route.operation === 'rotate' || route.operation === 'destroyVersion';
+  const isLater = later.has(route.operation);
   return {
     operationId: route.operation,
     parameters: parameters(route),

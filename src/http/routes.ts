@@ -50,6 +50,13 @@ export const routes: readonly Route[] = [
     ...post('/v1/keys/:family/versions/:version/destroy', 'destroyVersion', 'destroy', s.destroyBody, a.destroyAnswer),
     approval: true,
   },
+  post(
+    '/v1/keys/:family/versions/:version/destroy/call-off',
+    'callOffDestruction',
+    'destroy',
+    s.callOffBody,
+    a.destructionAnswer,
+  ),
   get('/v1/keys/:family/versions/:version/certificate', 'getCertificate', 'keys', s.noQuery, a.certificateAnswer),
   get('/v1/rotations', 'listRotations', 'rotations', s.rotationsQuery, a.rotationsAnswer),
   get('/v1/rotations/:id', 'getRotation', 'rotations', s.noQuery, a.rotationAnswer),

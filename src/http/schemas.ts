@@ -97,6 +97,7 @@ export const destroyBody: BodySchema = compiled(
       .meta({ description: 'Where a guard or the search of undeclared columns cannot be had: waives them.' }),
   }),
 );
+export const callOffBody: BodySchema = compiled(z.strictObject({ reason }));
 export const decisionBody: BodySchema = compiled(z.strictObject({ decision: z.enum(['approve', 'deny']), reason }));
 
 function compiled(one: z.ZodType<object>, batch?: z.ZodType<object>): BodySchema {

@@ -165,7 +165,8 @@ export async function openEmbeddedRootKeys(path: string): Promise<RootKeys> {
       if (family === undefined) throw new RootKeyError(`Family ${name} has no root key.`, { refused: true });
       return family.oldest;
     },
-    async destroyBelow(name, minVersion) {
+    async destroyBelow(name, minVersion, mayGoOn) {
+      await mayGoOn?.();
       const family = families.get(name);
       if (family === undefined) throw new RootKeyError(`Family ${name} has no root key.`, { refused: true });
       const left = Object.entries(family.versions).filter(([version]) => Number(version) >= minVersion);

@@ -18,10 +18,11 @@ export interface RootKeys {
   findOldest(family: string): Promise<number>;
   /**
    * Gives up every version below `minVersion` for ever. Returns once the keeper has confirmed that they are gone; refused
-   * where the root key could have been copied out.
+   * where the root key could have been copied out. `mayGoOn` is asked between the step that can be taken back and the one
+   * that cannot: what it throws ends it there. Whoever calls `keepFrom` after it was asked has the last step fail.
    */
-  destroyBelow(family: string, minVersion: number): Promise<void>;
-  /** Has the version and later ones unwrap again, where giving them up was begun and not done. */
+  destroyBelow(family: string, minVersion: number, mayGoOn?: () => Promise<void>): Promise<void>;
+  /** Has the version and later ones unwrap again, where giving them up was begun and not done; what was begun fails. */
   keepFrom(family: string, version: number): Promise<void>;
   /** The public half of the Ed25519 key that signs checkpoints, 32 bytes; made if there is none. */
   getSigningKey(): Promise<SigningKey>;

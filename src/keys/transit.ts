@@ -203,7 +203,7 @@ export function openTransit({ vault, session, mount }: TransitOptions): RootKeys
     async findOldest(family) {
       return readSettings(await call('GET', `keys/${transitKeyName(family)}`)).minAvailable;
     },
-    async destroyBelow(family, minVersion) {
+    async destroyBelow(family, minVersion, mayGoOn) {
       const name = transitKeyName(family);
       const before = readSettings(await call('GET', `keys/${name}`));
       if (before.exportable) {
@@ -215,7 +215,8 @@ export function openTransit({ vault, session, mount }: TransitOptions): RootKeys
       if (before.minAvailable < minVersion) {
         const minimums = { min_decryption_version: minVersion, min_encryption_version: minVersion };
         await call('POST', `keys/${name}/config`, minimums);
-        // The minimums could be lowered again; what is trimmed is gone.
+        // The minimums could be lowered again, and then Vault does not trim; what is trimmed is gone.
+        await mayGoOn?.();
         await call('POST', `keys/${name}/trim`, { min_available_version: minVersion });
       }
       const after = readSettings(await call('GET', `keys/${name}`));

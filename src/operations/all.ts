@@ -12,7 +12,7 @@ import {
 import { decideApproval, getApproval, listApprovals } from './approvals.ts';
 import { cancelRotation, pauseRotation, resumeRotation } from './control.ts';
 import { decrypt } from './decrypt.ts';
-import { destroyVersion, getCertificate } from './destroy.ts';
+import { callOffDestruction, destroyVersion, getCertificate } from './destroy.ts';
 import { encrypt } from './encrypt.ts';
 import { listEntries } from './entries.ts';
 import { getKey, listKeys } from './keys.ts';
@@ -36,6 +36,7 @@ const operations = {
   getKey,
   rotate,
   destroyVersion,
+  callOffDestruction,
   getCertificate,
   listRotations,
   getRotation,

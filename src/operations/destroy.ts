@@ -6,7 +6,7 @@
 import { randomUUID } from 'node:crypto';
 import { canonicalDigest } from '../crypto/canonical.ts';
 import { FieldkeepError } from '../errors.ts';
-import { findDestruction, insertDestruction, type Destruction } from '../retirement/destroy-store.ts';
+import { findDestruction, insertDestruction, setCalledOff, type Destruction } from '../retirement/destroy-store.ts';
 import { checkTurn, examineVersion, toDetails, type Question } from '../retirement/evidence.ts';
 import type { Service } from '../service.ts';
 import { findApproval } from './approval-store.ts';
@@ -103,6 +103,39 @@ export const destroyVersion: Operation = async (service, call) => {
       return { ...computed, facts: { keyVersion: version, ...facts } };
     },
   );
+  service.wake();
+  return result;
+};
+
+/**
+ * POST …/destroy/call-off: takes back what was agreed to, while the keeper of root keys has not done it. One who asks for a
+ * destruction may call it off, too; nobody has to agree. Whoever goes on with it next refuses it.
+ */
+export const callOffDestruction: Operation = async (service, call) => {
+  const family = call.params['family']!;
+  const what = { action: 'destroy', class: family, questions: [{ action: 'destroy', class: family }] } as const;
+  const result = await performCall(service, call, what, async () => {
+    const version = getVersion(call);
+    const standing = await findStanding(service, family, version);
+    if (standing === undefined || standing.destroyedAt !== undefined) {
+      const is = standing === undefined ? 'is not being destroyed' : 'was destroyed';
+      throw new FieldkeepError(
+        'conflict',
+        `Version ${version} of family ${family} ${is}: there is nothing to call off.`,
+      );
+    }
+    const { reason } = call.body as { reason: string };
+    const { person, agent } = call.principal;
+    const why = `It was called off by ${person ?? agent ?? 'unknown'}: ${reason}`;
+    return {
+      status: 202,
+      facts: { keyVersion: version, purpose: `calling off of destruction ${standing.id}: ${reason}` },
+      async writes(tx) {
+        if (!(await setCalledOff(tx, standing.id, why))) throw new Overtaken();
+        return viewDestruction((await findDestruction(tx, family, version))!);
+      },
+    };
+  });
   service.wake();
   return result;
 };

@@ -39,7 +39,8 @@ export async function describeRetirements(service: Service, family: string): Pro
 /** How it stands, for people. */
 export function viewDestruction(destruction: Destruction): object {
   const { family, version, approval, askedAt, destroyedAt, refused, refusedAt, problem, signature } = destruction;
-  const status = destroyedAt !== undefined ? 'destroyed' : refusedAt === undefined ? 'destroying' : 'refused';
+  const open = destruction.calledOff === undefined ? 'destroying' : 'calling-off';
+  const status = destroyedAt !== undefined ? 'destroyed' : refusedAt === undefined ? open : 'refused';
   return {
     ...{ family, version, status, approvalId: approval, askedAt },
     ...(destroyedAt !== undefined && { destroyedAt, certificate: signature === undefined ? 'unsigned' : 'signed' }),

@@ -48,6 +48,8 @@ export interface Destruction {
   readonly refused?: string;
   readonly refusedAt?: Date;
   readonly problem?: string;
+  /** By whom and why, in a sentence; it is refused, unless the keeper has done it before. */
+  readonly calledOff?: string;
 }
 
 type Row = { [K in keyof Destruction]-?: Destruction[K] | null };
@@ -56,7 +58,7 @@ const columns = `id, family, version, approval, decisions, details, without_guar
   requested_by as "requestedBy", asked_at as "askedAt", evidence, keeper_answer as "keeperAnswer",
   carried_out_by as "carriedOutBy", destroyed_at as "destroyedAt", entry, copies_removed_at as "copiesRemovedAt",
   certificate, signature, public_key as "publicKey", signing_key_version as "signingKeyVersion",
-  finished_at as "finishedAt", refused, refused_at as "refusedAt", problem`;
+  finished_at as "finishedAt", refused, refused_at as "refusedAt", problem, called_off as "calledOff"`;
 
 const toDestruction = (row: Row) => present(row) as unknown as Destruction;
 
@@ -126,6 +128,26 @@ export async function claimDestruction(db: Queryable, id: string, driver: string
      where id = $1 and finished_at is null and refused_at is null
        and (driver = $2 or driver_until is null or driver_until <= clock_timestamp())`,
     [id, driver, ms],
+  );
+  return rowCount === 1;
+}
+
+/** Keeps it for `ms`, right before what cannot be taken back; false when that is not to be done any more. */
+export async function claimLastStep(db: Queryable, id: string, driver: string, ms: number): Promise<boolean> {
+  const { rowCount } = await db.query(
+    `update fieldkeep.destructions set driver_until = clock_timestamp() + make_interval(secs => $3::float8 / 1000)
+     where id = $1 and driver = $2 and destroyed_at is null and refused_at is null and called_off is null`,
+    [id, driver, ms],
+  );
+  return rowCount === 1;
+}
+
+/** Whoever goes on with it next refuses it. False when it is over. The first to call it off is remembered. */
+export async function setCalledOff(tx: Client, id: string, why: string): Promise<boolean> {
+  const { rowCount } = await tx.query(
+    `update fieldkeep.destructions set called_off = coalesce(called_off, $2), retry_at = null, problem = null
+     where id = $1 and destroyed_at is null and refused_at is null`,
+    [id, why],
   );
   return rowCount === 1;
 }

@@ -12,6 +12,10 @@
  * Every step may be done by any process: the workers' tick, or an operator's command where only people may trim at Vault.
  * Root keys go first and the record follows: if we die between the two, whoever comes next finds the keeper done, and
  * records. From the keeper's yes on nothing is checked or refused any more.
+ *
+ * A refusal is final, also for a process that stood still meanwhile. The keeper takes two steps, and the first can be taken
+ * back: raise the minimums → is this still ours, and not called off? → trim. Who refuses has the lease, lowers the minimums,
+ * and looks once more. Whoever asked before that does not trim any more; who asks later is told no.
  */
 import { randomUUID } from 'node:crypto';
 import { waitOutIntake } from '../audit/store.ts';
@@ -69,8 +73,20 @@ function floorOf({ keyring }: DestroyShop, { family, version }: Destruction): nu
   return findFloor(known!, checkTurn(known, family, version));
 }
 
-/** Errors: `conflict` for what is not as it was agreed to: then nothing is destroyed. */
+/** Nothing below the floor can be there before the evidence is: then the keeper was asked, and has done it. */
+async function isDone(shop: DestroyShop, destruction: Destruction): Promise<boolean> {
+  if (destruction.evidence === undefined) return false;
+  return (await shop.rootKeys.findOldest(destruction.family)) >= floorOf(shop, destruction);
+}
+
+/** The version unwraps again. */
+async function keep({ keyring, rootKeys }: DestroyShop, { family, version }: Destruction): Promise<void> {
+  await rootKeys.keepFrom(family, keyring.state.families.get(family)!.versions.get(version)!.transitVersion);
+}
+
+/** Errors: `conflict` for what is not as it was agreed to, or was called off: then nothing is destroyed. */
 async function check(shop: DestroyShop, destruction: Destruction, by: By, driver: string): Promise<void> {
+  if (destruction.calledOff !== undefined) throw new FieldkeepError('conflict', destruction.calledOff);
   const evidence = await examineVersion(shop, destruction, waitOutMaxMs, true);
   const agreed = (destruction.details as { waived?: readonly string[] }).waived ?? [];
   const more = evidence.waived.find((each) => !agreed.includes(each));
@@ -81,14 +97,17 @@ async function check(shop: DestroyShop, destruction: Destruction, by: By, driver
   });
 }
 
+/** False when the keeper has done it after all. Errors: those of the keeper, for then nobody knows yet. */
 async function refuse(shop: DestroyShop, destruction: Destruction, by: By, driver: string, error: FieldkeepError) {
-  const { family, version, evidence } = destruction;
-  const known = shop.keyring.state.families.get(family)?.versions.get(version);
-  // Somebody may have died between the first step at the keeper and the final one: the version must open again.
-  if (evidence !== undefined) await shop.rootKeys.keepFrom(family, known!.transitVersion);
+  // Somebody may stand between the first step at the keeper and the final one: the version must open again, and stay.
+  if (destruction.evidence !== undefined) {
+    await keep(shop, destruction);
+    if (await isDone(shop, destruction)) return false;
+  }
   await appendAlways(shop, [line(destruction, by, 'refusal', error)], async (tx) => {
     if (!(await store.setRefused(tx, destruction.id, driver, error.message))) throw new LostLease();
   });
+  return true;
 }
 
 async function record(shop: DestroyShop, destruction: Destruction, by: By): Promise<void> {
@@ -115,23 +134,36 @@ async function removeCopies({ targets, policy }: DestroyShop, family: string, ve
   if (first !== undefined) throw new NotNow(first);
 }
 
+/** Asks the keeper. Errors: its own; LostLease when somebody else decides, or it was called off, before the last step. */
+async function giveUp(shop: DestroyShop, destruction: Destruction, driver: string): Promise<void> {
+  const { id, family } = destruction;
+  const mayGoOn = async () => {
+    if (!(await store.claimLastStep(shop.pool, id, driver, leaseMs))) throw new LostLease();
+  };
+  try {
+    await shop.rootKeys.destroyBelow(family, floorOf(shop, destruction), mayGoOn);
+  } catch (error) {
+    if (!(error instanceof LostLease)) throw error;
+    const { refusedAt, calledOff } = await store.getDestruction(shop.pool, id);
+    if ((refusedAt ?? calledOff) !== undefined) await keep(shop, destruction); // else another one goes on from there
+    throw error;
+  }
+}
+
 /** Errors: those of the keeper of root keys. False when it was refused. */
 async function destroy(shop: DestroyShop, destruction: Destruction, by: By, driver: string): Promise<boolean> {
-  const { id, family, version, evidence } = destruction;
-  const floor = floorOf(shop, destruction);
-  // Nothing below the floor can be there before the evidence is: then the keeper was asked, and has done it.
-  const isDone = evidence !== undefined && (await shop.rootKeys.findOldest(family)) >= floor;
-  if (!isDone) {
+  const { id, family, version } = destruction;
+  if (!(await isDone(shop, destruction))) {
+    let problem: FieldkeepError | undefined;
     try {
       await check(shop, destruction, by, driver);
     } catch (error) {
       const isFinal = error instanceof FieldkeepError && error.code === 'conflict' && !(error instanceof NotNow);
       if (!isFinal) throw error;
-      await refuse(shop, destruction, by, driver, error);
-      return false;
+      problem = error;
     }
-    if (!(await store.claimDestruction(shop.pool, id, driver, leaseMs))) throw new LostLease();
-    await shop.rootKeys.destroyBelow(family, floor);
+    if (problem === undefined) await giveUp(shop, destruction, driver);
+    else if (await refuse(shop, destruction, by, driver, problem)) return false;
   }
   await record(shop, await store.getDestruction(shop.pool, id), by);
   await waitOutIntake(shop.pool);
@@ -150,10 +182,11 @@ async function certify(shop: DestroyShop, id: string): Promise<void> {
 }
 
 /** What keeps it from its end, as people are told, and when it is worth another try. */
-function describeHold({ family, version, destroyedAt }: Destruction, error: RootKeyError) {
+function describeHold({ family, version, destroyedAt, calledOff }: Destruction, error: RootKeyError) {
   if (!error.refused) return { problem: error.message, retryMs };
+  const verb = calledOff === undefined ? 'destroy it' : 'call it off';
   const what =
-    destroyedAt === undefined ? 'Vault does not let the service destroy it' : 'nobody has signed its certificate';
+    destroyedAt === undefined ? `Vault does not let the service ${verb}` : 'nobody has signed its certificate';
   const operator = `an operator finishes it with their own login: npm run keys -- destroy ${family} ${version}`;
   return { problem: `${what} (${error.message}); ${operator}`, retryMs: retryRefusedMs };
 }

@@ -254,12 +254,15 @@ describe('npm run keys', function () {
       const body = { reason: 'quarterly', withoutGuards: true };
       const destroy = (headers = {}) =>
         it_.call('operator', 'POST', '/v1/keys/bank/versions/1/destroy', body, { headers });
-      const asked = await destroy();
-      assert.equal(asked.status, 202, asked.text);
-      const id = asked.body['approvalId'] as string;
-      await approve(id);
-      const begun = await destroy({ 'approval-id': id });
-      assert.deepEqual([begun.status, begun.body['status']], [202, 'destroying'], begun.text);
+      const beginIt = async () => {
+        const asked = await destroy();
+        assert.equal(asked.status, 202, asked.text);
+        const id = asked.body['approvalId'] as string;
+        await approve(id);
+        const begun = await destroy({ 'approval-id': id });
+        assert.deepEqual([begun.status, begun.body['status']], [202, 'destroying'], begun.text);
+      };
+      await beginIt();
       const told = async () => {
         const { body: keyed } = await it_.call('operator', 'GET', '/v1/keys/bank');
         return (keyed['versions'] as { destruction?: { status: string; problem?: string } }[])[0]!.destruction!;
@@ -269,6 +272,12 @@ describe('npm run keys', function () {
         (await told()).problem!,
         /an operator finishes it with their own login: npm run keys -- destroy bank 1/,
       );
+      const flags = ['--call-off', '--reason', 'not this quarter'];
+      const called = await keys(['destroy', 'bank', '1', ...flags], own, { ...login, FIELDKEEP_HOME: it_.home });
+      assert.match(called.out, /^Version 1 of family bank stays as it was\. It was called off by operator: not this q/);
+      assert.match((await carry()).err, /^Nobody has agreed to destroying version 1/);
+      await beginIt();
+      while ((await told()).problem === undefined) await new Promise((resolve) => setTimeout(resolve, 50));
       assert.equal(await openBoth(sealed), 200, 'the worker has destroyed nothing');
       const done = await carry();
       assert.equal(done.code, 0, done.err);

@@ -55,7 +55,7 @@ describeVault('secrets while Vault fails', function () {
       makeDataKey: (family, version, ctx) => current().makeDataKey(family, version, ctx),
       unwrap: (family, wrapped, ctx) => current().unwrap(family, wrapped, ctx),
       findOldest: (family) => current().findOldest(family),
-      destroyBelow: (family, version) => current().destroyBelow(family, version),
+      destroyBelow: (family, version, mayGoOn) => current().destroyBelow(family, version, mayGoOn),
       keepFrom: (family, version) => current().keepFrom(family, version),
       getSigningKey: () => current().getSigningKey(),
       sign: (message) => current().sign(message),

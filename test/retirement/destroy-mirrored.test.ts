@@ -61,8 +61,8 @@ describe('destroying a version that is mirrored', function () {
 
     const id = await agree(it_.service, it_.owner, { family: 'bank' });
     const rootKeys = replace(it_.service.rootKeys, {
-      async destroyBelow(family: string, floor: number) {
-        await it_.service.rootKeys.destroyBelow(family, floor);
+      async destroyBelow(family: string, floor: number, mayGoOn?: () => Promise<void>) {
+        await it_.service.rootKeys.destroyBelow(family, floor, mayGoOn);
         goAway(crm);
       },
     });

@@ -15,6 +15,8 @@ import { describeVault, openAt, openVaultServer, setUp, type VaultServer } from 
 const context = { table: 'demo.employees', column: 'bank', row: '1' };
 const value = 'GB29 NWBK 6016 1331 9268 19';
 
+type Step = () => Promise<void>;
+
 describeVault('destroying a version', function () {
   this.timeout(60_000);
   let server: VaultServer;
@@ -242,6 +244,107 @@ describeVault('destroying a version', function () {
     const unwrapped = await fresh.rootKeys.unwrap('bank', rows[0]!.wrapped, encodeWrapContext('acme', 'bank', 1));
     assert.equal(unwrapped.length, 64);
     assert.deepEqual(await stateOf(1), { state: 'decrypt-only', keys: 1 });
+  });
+
+  /**
+   * A process that stands still inside its call to Vault, for longer than it holds its lease; another one finds a late
+   * envelope meanwhile. Then the first one wakes up and goes on.
+   */
+  for (const [where, stopped] of [
+    [
+      'before the first step at Vault',
+      (meanwhile: Step): Partial<RootKeys> => ({
+        async destroyBelow(family, floor, mayGoOn) {
+          await meanwhile();
+          await operator.destroyBelow(family, floor, mayGoOn);
+        },
+      }),
+    ],
+    [
+      'right before the last step at Vault',
+      (meanwhile: Step): Partial<RootKeys> => ({
+        destroyBelow: (family, floor, mayGoOn) =>
+          operator.destroyBelow(family, floor, async () => {
+            await mayGoOn?.();
+            await meanwhile();
+          }),
+      }),
+    ],
+  ] as const) {
+    it(`a refusal is final, also for a process that stood still ${where}`, async () => {
+      const envelope = await seal('acme');
+      await rotateKeys(2);
+      const id = await begin();
+      const meanwhile = async () => {
+        await it_.owner.query('update fieldkeep.destructions set driver_until = now()');
+        await it_.owner.query(`insert into demo.employees (id, tenant, name, bank) values (1, 'acme', 'x', $1)`, [
+          envelope,
+        ]);
+        const other = await carryOn({ ...it_.service, rootKeys: openOperator() }, id, { person: 'other' });
+        assert.match(other.refused!, /holds 1 values of version 1/);
+      };
+      const late = await carryOn({ ...it_.service, rootKeys: { ...operator, ...stopped(meanwhile) } }, id);
+      assert.match(late.refused!, /holds 1 values of version 1/);
+      assert.deepEqual(await stateOf(1), { state: 'decrypt-only', keys: 1 });
+      assert.equal(await openOperator().findOldest('bank'), 0);
+      await it_.service.keyring.refresh();
+      const { rows } = await it_.owner.query<{ wrapped: string }>(
+        `select wrapped from fieldkeep.data_keys where family = 'bank' and version = 1 and tenant = 'acme'`,
+      );
+      const unwrapped = await openOperator().unwrap('bank', rows[0]!.wrapped, encodeWrapContext('acme', 'bank', 1));
+      assert.equal(unwrapped.length, 64);
+    });
+  }
+
+  it('that was agreed to and waits for an operator is called off, and no operator destroys it then', async () => {
+    const envelope = await seal('acme');
+    await rotateKeys(2);
+    const id = await begin();
+    assert.match((await carryOn(it_.service, id)).problem!, /Vault does not let the service destroy it/);
+    const callOff = (agent: string, body: object = { reason: 'a mistake' }) =>
+      it_.call(agent, 'POST', '/v1/keys/bank/versions/1/destroy/call-off', body);
+    assert.equal((await callOff('payroll-agent')).status, 403);
+    assert.equal((await callOff('security-lead')).status, 403);
+    assert.equal((await callOff('operator', {})).status, 400);
+    const called = await callOff('operator');
+    assert.deepEqual([called.status, called.body['status']], [202, 'calling-off'], called.text);
+    assert.equal((await callOff('operator')).status, 202, 'again');
+    // Whoever comes next finds it called off, and needs no right for that where Vault has done nothing yet.
+    const over = await carryOn(it_.service, id);
+    assert.equal(over.refused, 'It was called off by operator: a mistake');
+    assert.deepEqual(await stateOf(1), { state: 'decrypt-only', keys: 1 });
+    assert.equal((await openIt(envelope, 'acme')).status, 200);
+    assert.deepEqual([(await callOff('operator')).status], [409], 'there is nothing left to call off');
+    assert.ok((await destroy(operator)).finishedAt !== undefined, 'it can be asked for anew');
+    assert.equal((await callOff('operator')).body['code'], 'conflict');
+    const { rows } = await it_.owner.query<{ lines: string }>(
+      `select lines from fieldkeep.audit_intake where lines like '%calling off of destruction ' || $1 || ': a mistake%'`,
+      [id],
+    );
+    assert.equal(rows.length, 2);
+    assert.match(rows[0]!.lines, /"person":"operator"/);
+  });
+
+  it('calling it off between the steps at Vault ends it, and after the last one comes too late', async () => {
+    await seal('acme');
+    await rotateKeys(2);
+    const callOff = () =>
+      it_.call('operator', 'POST', '/v1/keys/bank/versions/1/destroy/call-off', { reason: 'a mistake' });
+    const rootKeys = (when: 'before' | 'after'): RootKeys => ({
+      ...operator,
+      destroyBelow: (family, floor, mayGoOn) =>
+        operator.destroyBelow(family, floor, async () => {
+          if (when === 'before') assert.equal((await callOff()).status, 202);
+          await mayGoOn?.();
+          if (when === 'after') assert.equal((await callOff()).status, 202);
+        }),
+    });
+    const first = await carryOn({ ...it_.service, rootKeys: rootKeys('before') }, await begin());
+    assert.match(first.refused!, /^It was called off/);
+    assert.equal(await operator.findOldest('bank'), 0);
+    const second = await carryOn({ ...it_.service, rootKeys: rootKeys('after') }, await begin());
+    assert.deepEqual([second.refused, second.finishedAt === undefined], [undefined, false]);
+    assert.deepEqual(await stateOf(1), { state: 'destroyed', keys: 0 });
   });
 
   it('is refused for a root key that could have been copied out', async () => {

@@ -67,8 +67,8 @@ function breakKeeper(rootKeys: RootKeys, faults: Faults): RootKeys {
     rotate: (family: string) => faults.write('keeper: rotate', away, () => rootKeys.rotate(family)),
     makeDataKey: (family: string, version: number, context: Buffer) =>
       faults.write('keeper: make a data key', away, () => rootKeys.makeDataKey(family, version, context)),
-    destroyBelow: (family: string, version: number) =>
-      faults.write('keeper: destroy', away, () => rootKeys.destroyBelow(family, version)),
+    destroyBelow: (family: string, version: number, mayGoOn?: () => Promise<void>) =>
+      faults.write('keeper: destroy', away, () => rootKeys.destroyBelow(family, version, mayGoOn)),
     sign: (message: Buffer) => faults.write('keeper: sign', away, () => rootKeys.sign(message)),
   });
 }
