@@ -21,6 +21,7 @@ import { fetchCertificate } from './keys/certificate.ts';
 import { getDatabaseUrl } from './keys/database.ts';
 import { destroy } from './keys/destroy.ts';
 import { importMirrors } from './keys/mirrors.ts';
+import { tellOf, tellRefusal } from './keys/told.ts';
 import { run } from './support.ts';
 
 const usage = `Usage: npm run keys -- export FILE | import FILE | import --mirrors
@@ -54,7 +55,7 @@ async function importFrom(pool: Pool, file: string): Promise<void> {
   } catch {
     throw new StartupError(`${file} cannot be read.`);
   }
-  const { families, versions, dataKeys } = await importKeys(pool, parseBackup(text));
+  const { families, versions, dataKeys } = await importKeys(pool, parseBackup(text), 'file', tellOf('file'));
   process.stdout.write(`Added ${families} families, ${versions} versions and ${dataKeys} wrapped data keys.\n`);
 }
 
@@ -78,7 +79,9 @@ await run(async () => {
   try {
     if (isExport) return await exportTo(pool, first);
     await migrate(config.databaseOwnerUrl ?? databaseUrl, roleOf(databaseUrl), () => undefined);
-    await (first === undefined ? importMirrors(config, databaseUrl, pool) : importFrom(pool, first));
+    await (first === undefined
+      ? tellRefusal(pool, 'mirrors', () => importMirrors(config, databaseUrl, pool))
+      : tellRefusal(pool, 'file', () => importFrom(pool, first)));
   } finally {
     await pool.end();
   }

@@ -6,6 +6,7 @@ import { listTargets } from '../../src/keys/mirror.ts';
 import { restoreFromMirrors } from '../../src/keys/restore.ts';
 import { readPolicy } from '../../src/policy-watch.ts';
 import { openTargets, variableOf } from '../../src/targets/targets.ts';
+import { tellOf } from './told.ts';
 
 /** Every target that the policy names must be connected: the one that is missing may know the newest keys. */
 export async function importMirrors(config: Config, databaseUrl: string, pool: Pool): Promise<void> {
@@ -19,7 +20,7 @@ export async function importMirrors(config: Config, databaseUrl: string, pool: P
   const targets = openTargets(databaseUrl, config.targets);
   try {
     const mirrors = new Map(names.map((name) => [name, targets.find(name)!]));
-    const { families, versions, dataKeys, closed } = await restoreFromMirrors(pool, mirrors, policy);
+    const { families, versions, dataKeys, closed } = await restoreFromMirrors(pool, mirrors, policy, tellOf('mirrors'));
     process.stdout.write(
       `Added ${families} families, ${versions} versions and ${dataKeys} wrapped data keys from the mirrors of ${names.join(', ')}.\n`,
     );

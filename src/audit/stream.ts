@@ -12,7 +12,7 @@
  *
  * so no number is ever used twice and nothing is stored twice.
  */
-import { hash } from 'node:crypto';
+import { hash, randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { connect, toUnavailable, type Client, type Pool } from '../db.ts';
 import * as store from './store.ts';
@@ -67,6 +67,15 @@ export function chainHash(prevHash: Buffer, stream: string, seq: number, lines: 
   const head = [prevHash, u64(BigInt(stream)), u64(BigInt(seq)), u64(BigInt(text.length)), text];
   const tail = items === undefined ? [Buffer.of(0)] : [Buffer.of(1), Buffer.from(items)];
   return hash('sha256', Buffer.concat([...head, ...tail]), 'buffer');
+}
+
+/** Writes one entry as a stream of its own, in a transaction of the caller's, which goes by no epoch. */
+export async function storeWithin(tx: Client, line: string): Promise<void> {
+  const stream = await store.insertStream(tx, randomUUID());
+  const [seq, prevHash] = [1, Buffer.alloc(32)];
+  const group = { stream, seq, lines: line, entries: 1, prevHash, hash: chainHash(prevHash, stream, seq, line) };
+  await store.lockEpoch(tx);
+  await store.insertGroup(tx, group, await store.getEpoch(tx));
 }
 
 export class AuditStream {

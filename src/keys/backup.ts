@@ -208,8 +208,11 @@ export interface Imported {
   readonly dataKeys: number;
 }
 
+/** Writes down what was imported, in the transaction that imports it. */
+export type Tell = (tx: Client, imported: Imported) => Promise<void>;
+
 /** All or nothing; running it again adds nothing. Errors: `conflict` when the file and the database disagree. */
-export function importKeys(pool: Pool, backup: KeyBackup, source: Source = 'file'): Promise<Imported> {
+export function importKeys(pool: Pool, backup: KeyBackup, source: Source = 'file', tell?: Tell): Promise<Imported> {
   return transaction(pool, async (tx) => {
     let [families, versions] = [0, 0];
     for (const { family, nextRotationAt } of backup.families) {
@@ -230,6 +233,8 @@ export function importKeys(pool: Pool, backup: KeyBackup, source: Source = 'file
     }
     const dataKeys = await importDataKeys(tx, backup.dataKeys, source);
     await raiseEpoch(tx);
-    return { families, versions, dataKeys };
+    const imported = { families, versions, dataKeys };
+    await tell?.(tx, imported);
+    return imported;
   });
 }

@@ -22,6 +22,7 @@ import {
   type Imported,
   type KeyBackup,
   type KeyLine,
+  type Tell,
   type VersionLine,
 } from './backup.ts';
 import { describeTrouble, readMirror } from './mirror.ts';
@@ -130,6 +131,7 @@ export async function restoreFromMirrors(
   own: Pool,
   mirrors: ReadonlyMap<string, Pool>,
   policy: Policy,
+  tell?: Tell,
 ): Promise<Restored> {
   const sum: Sum = { versions: new Map(), keys: new Map() };
   for (const line of parseBackup(await exportKeys(own)).versions) addVersion(sum, line, here, true);
@@ -144,7 +146,7 @@ export async function restoreFromMirrors(
     versions: families.flatMap(({ versions }) => versions),
     dataKeys: [...sum.keys.values()].map(({ line }) => line),
   };
-  const imported = await importKeys(own, backup, 'mirrors');
+  const imported = await importKeys(own, backup, 'mirrors', tell);
   await clearUnknown(own);
   const closed = families.filter(
     ({ versions }) => versions.length > 0 && !versions.some((each) => each.state === 'active'),

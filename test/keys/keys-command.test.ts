@@ -6,10 +6,11 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { tmpdir, userInfo } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { connect } from '../../src/db.ts';
+import { connect, openPool } from '../../src/db.ts';
+import { unfoldAcknowledged } from '../../src/audit/store.ts';
 import { createDatabase, type TestDatabase } from '../support/database.ts';
 import { openTestService, type TestService } from '../support/service.ts';
 import { parsePolicy } from '../../src/policy/policy.ts';
@@ -69,6 +70,26 @@ describe('npm run keys', function () {
         (await keys(['import', file], empty)).out,
         'Added 0 families, 0 versions and 0 wrapped data keys.\n',
       );
+      const told = async () => {
+        const pool = openPool(empty.ownerUrl, { max: 1, name: 'test' });
+        try {
+          await unfoldAcknowledged(pool);
+          const { rows } = await pool.query<{ line: string }>(
+            'select line from fieldkeep.audit_entries order by index',
+          );
+          return rows.map(({ line }) => JSON.parse(line) as Record<string, unknown>);
+        } finally {
+          await pool.end();
+        }
+      };
+      const [first, again] = await told();
+      assert.deepEqual([first!['action'], first!['person'], first!['count']], ['import', userInfo().username, 2]);
+      assert.equal(first!['purpose'], 'import of wrapped keys from the file: 4 families, 4 versions added');
+      assert.equal(again!['count'], 0);
+      writeFileSync(file, readFileSync(file, 'utf8').replaceAll('"transitVersion":1', '"transitVersion":7'));
+      assert.match((await keys(['import', file], empty)).err, /^Version 1 of family \S+ is another one here/);
+      const refused = (await told())[2]!;
+      assert.deepEqual([refused['outcome'], refused['code']], ['failed', 'conflict']);
       writeFileSync(file, 'nonsense');
       for (const [args, pattern] of [
         [['import', file], /^Line 1 is not JSON[^\n]*\n$/],
