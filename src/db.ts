@@ -76,6 +76,24 @@ export async function withClient<T>(pool: Pool, work: (client: Client) => Promis
   }
 }
 
+/** Like withClient; when the signal comes the server is asked to cancel what it is doing there (57014). */
+export async function withCancelling<T>(
+  pool: Pool,
+  signal: AbortSignal,
+  work: (client: Client) => Promise<T>,
+): Promise<T> {
+  return await withClient(pool, async (client) => {
+    const { rows } = await client.query<{ pid: number }>('select pg_backend_pid() as pid');
+    const cancel = () => void pool.query('select pg_cancel_backend($1)', [rows[0]!.pid]).catch(() => undefined); // it ends
+    signal.addEventListener('abort', cancel, { once: true });
+    try {
+      return await work(client);
+    } finally {
+      signal.removeEventListener('abort', cancel);
+    }
+  });
+}
+
 /** Runs `work` between begin and commit; any error rolls back and is thrown on. A broken connection leaves the pool. */
 export async function transaction<T>(pool: Pool, work: (tx: Client) => Promise<T>): Promise<T> {
   const client = await pool.connect();

@@ -144,8 +144,10 @@ export async function startWorkers(
     async stop() {
       stopping = true;
       clearTimeout(timer);
+      shop().readers.end(); // a tick, too, may search: right before a version's end
       await boss.offWork(rangeQueue, { wait: true });
       await ticking;
+      await searching;
       await mirrors.stop();
       await boss.stop({ graceful: true, timeout: 10_000 });
     },

@@ -3,7 +3,8 @@
  * destroyed while its envelopes stand there, and no census sees them; roles that only read look for them, in every
  * database that the policy names. What could not be looked into is told by name: it never counts as empty.
  */
-import { isUnavailable, sqlState, type Queryable } from '../db.ts';
+import { isUnavailable, sqlState, withCancelling, type Pool } from '../db.ts';
+import { FieldkeepError } from '../errors.ts';
 import { columnId, type Policy } from '../policy/policy.ts';
 import { readerVariableOf, type Readers, type TargetName } from '../targets/targets.ts';
 import { listTextColumns, searchColumns, type TextColumn } from './undeclared-store.ts';
@@ -57,11 +58,16 @@ function groupByTable(columns: readonly TextColumn[]): TextColumn[][] {
   return [...tables.values()];
 }
 
-/** Looks into one database. Errors: those of asking which columns there are. */
+/** Errors: `database_unavailable` when the process ends: what was found until then says nothing. */
+function goOn({ ending }: Readers): void {
+  if (ending.aborted) throw new FieldkeepError('database_unavailable', 'The process ends in the middle of a search.');
+}
+
+/** Looks into one database. Errors: those of asking which columns there are, and of `goOn`. */
 async function searchDatabase(
-  db: Queryable,
+  db: Pool,
   database: TargetName,
-  { policy }: SearchShop,
+  { policy, readers }: SearchShop,
   family: string,
   upToVersion: number,
 ): Promise<Omit<UndeclaredSearch, 'searched'>> {
@@ -75,12 +81,15 @@ async function searchDatabase(
   const found: UndeclaredColumn[] = [];
   for (const table of groupByTable(columns.filter(({ readable }) => readable))) {
     const { schema, name } = table[0]!;
-    const names = table.map(({ column }) => column);
+    goOn(readers);
     try {
-      const holding = await searchColumns(db, table[0]!, names, family, upToVersion);
+      const holding = await withCancelling(db, readers.ending, (client) =>
+        searchColumns(client, table[0]!, table, family, upToVersion),
+      );
       const place = { ...(database !== undefined && { database }), table: `${schema}.${name}` };
       found.push(...holding.map((column) => ({ ...place, column })));
     } catch (error) {
+      goOn(readers);
       unsearched.push(`${addressOf(database, table[0]!)}: ${explain(error)}`);
     }
   }
@@ -89,7 +98,7 @@ async function searchDatabase(
 
 /**
  * Looks for envelopes of `family` up to a version outside the registered columns. It reads whole tables and takes as long
- * as that takes. Errors: none of the databases'; what fails there is told in `unsearched`.
+ * as that takes. Errors: none of the databases'; what fails there is told in `unsearched`; `database_unavailable` when the process ends.
  */
 export async function findUndeclared(shop: SearchShop, family: string, upToVersion: number): Promise<UndeclaredSearch> {
   const databases = new Set<TargetName>([undefined, ...shop.policy.columns.map(({ database }) => database)]);
@@ -109,6 +118,7 @@ export async function findUndeclared(shop: SearchShop, family: string, upToVersi
       result.found.push(...found);
       result.unsearched.push(...unsearched);
     } catch (error) {
+      goOn(shop.readers);
       skip(database, isUnavailable(error) ? 'it cannot be reached' : explain(error));
     }
   }

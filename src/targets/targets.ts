@@ -32,7 +32,11 @@ export interface Targets {
 }
 
 /** Databases as roles see them that may read everything and change nothing. */
-export type Readers = Targets;
+export interface Readers extends Targets {
+  /** Aborted when the process ends: a search, which may take an hour, is not waited for. */
+  readonly ending: AbortSignal;
+  end(): void;
+}
 
 /** The variable that connects a target, as one of its roles. */
 export function variableOf(name: string, role: '' | '_READER' | '_OWNER' = ''): string {
@@ -85,11 +89,15 @@ export function openReaders(urls: ReadonlyMap<TargetName, string>, statementTime
   const settings = { row_security: 'off', lock_timeout: '10s', default_transaction_read_only: 'on' };
   const open = (url: string) => openPool(url, { max: 3, name: 'reader', statementTimeoutMs, settings });
   const pools = new Map([...urls].map(([name, url]) => [name, open(url)]));
+  const ending = new AbortController();
   return {
     find: (name) => pools.get(name),
+    ending: ending.signal,
+    end: () => ending.abort(),
     async close() {
+      ending.abort();
       const ended = Promise.all([...pools.values()].map((pool) => pool.end()));
-      await Promise.race([ended, sleep(closeMaxMs, undefined, { ref: false })]); // a search may go on for an hour
+      await Promise.race([ended, sleep(closeMaxMs, undefined, { ref: false })]); // a server may not hear that its statement is cancelled
     },
   };
 }

@@ -2,6 +2,8 @@ import assert from 'node:assert/strict';
 import { randomInt, randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import type { PgBoss } from 'pg-boss';
+import type { Pool } from '../../src/db.ts';
+import type { FieldkeepError } from '../../src/errors.ts';
 import { openBoss } from '../../src/jobs/queues.ts';
 import { startWorkers, type Workers } from '../../src/jobs/workers.ts';
 import { parsePolicy } from '../../src/policy/policy.ts';
@@ -76,6 +78,38 @@ describe('the workers', () => {
     const { rows } = await bench.owner.query('select distinct fieldkeep.fe_version(ssn) as v from demo.employees');
     assert.deepEqual(rows, [{ v: 2 }]);
   }).timeout(60_000);
+
+  it('end a search that takes its time before they are stopped', async () => {
+    await bench.owner.query(
+      `insert into fieldkeep.key_versions (family, version, state, transit_version, bind, indexes)
+       values ('ssn', 7, 'decrypt-only', 7, 'row', '[]')`,
+    );
+    await bench.service.keyring.refresh();
+    const ending = new AbortController();
+    let [begun, over] = [false, false];
+    const query = () => {
+      begun = true;
+      const cancelled = new Error('canceling statement due to user request');
+      return new Promise((_, reject) => {
+        ending.signal.addEventListener('abort', () => setTimeout(() => reject(cancelled), 200));
+      }).finally(() => (over = true));
+    };
+    const find = () => ({ query }) as unknown as Pool;
+    const readers = { find, ending: ending.signal, end: () => ending.abort(), close: () => Promise.resolve() };
+    workers = await startWorkers(
+      boss,
+      () => ({ ...bench.service, readers }),
+      (error) => errors.push(error),
+    );
+    while (!begun) await new Promise((resolve) => setTimeout(resolve, 20));
+    await workers.stop();
+    workers = undefined;
+    assert.ok(over);
+    assert.deepEqual(
+      errors.map((error) => (error as FieldkeepError).code),
+      ['database_unavailable'],
+    );
+  });
 
   it('go on with a range of their own process that a lost connection kept them from giving back', async () => {
     await fill(bench.owner, 500, (id) => `536-22-${id}`);

@@ -94,10 +94,13 @@ describe('undeclared columns', () => {
     ['a collation where unlike texts are equal', 'text collate app.loose', `'${old}'`],
     ['a newer one before it', 'text', `'fe1.ssn.7.AAAA ${old}'`],
     ['xml', 'xml', `'<a b="${old}"/>'`],
+    ['bytea, among other bytes', 'bytea', `'\\x00ff'::bytea || convert_to('${old}', 'UTF8') || '\\x5c80'::bytea`],
+    ['a domain over bytea', 'app.bytes', `convert_to('${old}', 'UTF8')`],
   ];
   describe('are found', () => {
     before(() =>
       owner.query(`create domain app.short as text check (length(value) < 100);
+        create domain app.bytes as bytea;
         create type app.pair as (n int, s text);
         create collation app.loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false)`),
     );
@@ -178,6 +181,27 @@ describe('undeclared columns', () => {
     const { found, unsearched } = await plant(sql, 'drop table app.rows');
     assert.deepEqual(found, []);
     assert.match(unsearched.join(), /^hr:app\.rows: the reader may not read all of it .*BYPASSRLS/);
+  });
+
+  it('of a process that ends are no longer looked for: the server is told, and nothing is said of what was found', async () => {
+    const dying = openReaders(urls());
+    await owner.query(
+      `create table app.huge (c text); insert into app.huge select repeat('fe1.ssn.', 200000) from generate_series(1, 400)`,
+    );
+    try {
+      const searching = findUndeclared({ readers: dying, policy }, 'ssn', 2);
+      const reading = `select from pg_stat_activity where application_name = 'fieldkeep reader' and query like '%app"."huge%' and state = 'active'`;
+      while ((await owner.query(reading)).rowCount === 0) await sleep(5);
+      dying.end();
+      await assert.rejects(searching, { code: 'database_unavailable', message: /The process ends/ });
+      for (const deadline = performance.now() + 2_000; (await owner.query(reading)).rowCount !== 0; await sleep(20)) {
+        assert.ok(performance.now() < deadline, 'the server goes on with it');
+      }
+      await assert.rejects(findUndeclared({ readers: dying, policy }, 'ssn', 2), { code: 'database_unavailable' });
+    } finally {
+      await dying.close();
+      await owner.query('drop table app.huge');
+    }
   });
 
   it('of a database without a reader, or with none that answers, are not called searched', async () => {
