@@ -1,5 +1,6 @@
 /** What the real pgcrypto seals opens, whatever its options; everything else is one of two errors. */
 import assert from 'node:assert/strict';
+import * as openpgp from 'openpgp';
 import { openPgp } from '../../src/crypto/pgp.ts';
 import { connect } from '../../src/db.ts';
 import { FieldkeepError } from '../../src/errors.ts';
@@ -71,6 +72,27 @@ describe('crypto/pgp', () => {
     await fails(armor, 'decryption_failed', '');
     const [loose] = await seal(value, 'disable-mdc=1');
     await fails(loose, 'decryption_failed');
+  });
+
+  /** With another maker's options; its types are those of a stream library that is not there. */
+  async function sealElsewhere(options: object): Promise<string> {
+    const encrypt = openpgp.encrypt as unknown as (options: object) => Promise<Uint8Array>;
+    const message = await openpgp.createMessage({ text: value });
+    return `\\x${Buffer.from(await encrypt({ message, format: 'binary', ...options })).toString('hex')}`;
+  }
+
+  it('tries no message that would cost more than one of pgcrypto: two passphrases, Argon2', async () => {
+    const config = { s2kIterationCountByte: 96 };
+    assert.equal(await openPgp(await sealElsewhere({ passwords: passphrase, config }), passphrase), value);
+    await fails(await sealElsewhere({ passwords: ['other', passphrase], config }), 'envelope_malformed');
+    const s2kArgon2Params = { passes: 1, parallelism: 1, memoryExponent: 10 };
+    const slow = { s2kType: openpgp.enums.s2k.argon2, s2kArgon2Params };
+    await fails(await sealElsewhere({ passwords: passphrase, config: slow }), 'decryption_failed');
+  });
+
+  it('tells a message for a public key', async () => {
+    const { publicKey } = await openpgp.generateKey({ userIDs: { name: 'n' }, format: 'object' });
+    await fails(await sealElsewhere({ encryptionKeys: publicKey }), 'envelope_malformed');
   });
 
   it('opens no bytes that are not UTF-8', async () => {
