@@ -4,6 +4,7 @@
  * npm run adopt -- start | verify | finish TABLE.COLUMN [--reason "…"] [--wait] [--json]
  * npm run adopt -- undo TABLE.COLUMN --reason "…" [--approval ID] [--wait] [--json]     plaintext comes back beside envelopes
  * npm run adopt -- undo TABLE.COLUMN --leave [--wait] [--json]                          and then the envelopes go
+ * npm run adopt -- cancel TABLE.COLUMN [--reason "…"]     gives up what was begun: verify, finish, undo; what is done stays so
  * npm run adopt -- status TABLE.COLUMN [--json]
  *
  * TABLE.COLUMN is as callers name it: app.people.ssn, or hr:app.people.ssn in a target. The first two look at the live table,
@@ -15,7 +16,7 @@ import { readConfig } from '../src/config.ts';
 import { StartupError } from '../src/errors.ts';
 import { readPolicy } from '../src/policy-watch.ts';
 import type { Policy, RegisteredColumn } from '../src/policy/policy.ts';
-import { describeAdoption, live, look, type LifeVerb } from './adopt/life.ts';
+import { cancel, describeAdoption, live, look, type LifeVerb } from './adopt/life.ts';
 import { describePlan, getColumn, plan, printSql } from './adopt/plan.ts';
 import { getService, openApi, run, type Api } from './support.ts';
 
@@ -24,6 +25,7 @@ const usage = `Usage: npm run adopt -- plan TABLE.COLUMN [--exact] [--json]
        npm run adopt -- start | verify | finish TABLE.COLUMN [--reason "…"] [--wait] [--json]
        npm run adopt -- undo TABLE.COLUMN --reason "…" [--approval ID] [--wait] [--json]
        npm run adopt -- undo TABLE.COLUMN --leave [--wait] [--json]
+       npm run adopt -- cancel TABLE.COLUMN [--reason "…"]
        npm run adopt -- status TABLE.COLUMN [--json]`;
 
 const flag = { type: 'boolean', default: false } as const;
@@ -99,6 +101,11 @@ const verbs: Readonly<Record<string, Verb>> = {
       if (asked.values.reason === undefined) throw new StartupError(usage);
       await undo.obey(asked);
     },
+  },
+  cancel: {
+    takes: ['reason'],
+    obey: ({ name, values: { reason } }) =>
+      withApi(async (api) => void process.stdout.write(await cancel(api, name, reason))),
   },
   status: {
     takes: ['json'],

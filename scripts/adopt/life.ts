@@ -1,5 +1,6 @@
 /** The life cycle of an adopted column through the service's API, as the operator: said, followed, and told in sentences. */
 import { operator } from '../rotate/control.ts';
+import { StartupError } from '../../src/errors.ts';
 import { describeVotes, quote, type Approval } from '../rotate/waive.ts';
 import { followRun, type RunProgress } from '../progress.ts';
 import { mustBeOk, openProgress, type Api } from '../support.ts';
@@ -16,6 +17,7 @@ export interface Adoption {
   readonly finishedAt?: string;
   readonly undoneAt?: string;
   readonly problem?: string;
+  readonly run?: { readonly id: string; readonly kind: string; readonly doneAt?: string };
   readonly remains?: readonly string[];
 }
 
@@ -46,6 +48,17 @@ const pathOf = (name: string, verb = '') => `/v1/adoptions/${encodeURIComponent(
 
 export async function look(api: Api, name: string): Promise<Adoption> {
   return mustBeOk(await api.call(operator, 'GET', pathOf(name))) as unknown as Adoption;
+}
+
+/** Gives up the run about the column that is under way. Errors: StartupError, when there is none. */
+export async function cancel(api: Api, name: string, reason: string | undefined): Promise<string> {
+  const { run } = await look(api, name);
+  if (run === undefined || run.doneAt !== undefined)
+    throw new StartupError(`Nothing that could be cancelled is under way for ${name}.`);
+  mustBeOk(
+    await api.call(operator, 'POST', `/v1/rotations/${run.id}/cancel`, { ...(reason !== undefined && { reason }) }),
+  );
+  return `${name}: ${run.kind} is cancelled. What it has done stays so.\n`;
 }
 
 export function describeAdoption(adoption: Adoption): string {

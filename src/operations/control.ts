@@ -79,13 +79,13 @@ export const cancelRotation = control({
   name: 'cancel',
   check(run) {
     if (run.compromised) throw new FieldkeepError('conflict', 'An emergency rotation can be paused, not cancelled.');
-    if (run.kind === 'rotation') return;
+    if (run.kind !== 'adoption') return;
     const detail = 'An adoption can be paused; it ends for good when "adopt" is taken from the columns in the policy.';
     throw new FieldkeepError('conflict', detail);
   },
   async write(tx, run, reason, call, { policy }) {
     const why = reason ?? `by ${requesterOf(call)}`;
-    const rotateEvery = run.family === undefined ? undefined : policy.classes.get(run.family)?.rotateEvery;
+    const rotateEvery = run.kind === 'rotation' ? policy.classes.get(run.family!)?.rotateEvery : undefined;
     if (rotateEvery !== undefined) await postponeDue(tx, run.family!, addDuration(new Date(), rotateEvery));
     return await cancelRun(tx, run.id, why);
   },

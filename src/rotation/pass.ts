@@ -27,7 +27,7 @@ import { isIndexed, type Workshop } from './scan.ts';
 import { setBlocked, setDone, type Run } from './store.ts';
 import { databaseOf } from '../targets/targets.ts';
 import { measureWal, readWalPositions } from './wal.ts';
-import { columnsOf, sourced, staleOf, staleVersions, type Stale } from './work.ts';
+import { columnsOf, sourced, staleOf, staleVersions, unopened, type Stale } from './work.ts';
 
 const rangeRowsMin = 2_000;
 const rangeRowsMax = 50_000;
@@ -200,6 +200,8 @@ async function findObstacle(shop: Workshop, run: Run): Promise<string | undefine
     for (const column of columns) {
       const foreign = await findForeign(shop, table, column);
       if (foreign !== undefined) return foreign;
+      const envelopes = run.kind === 'leave' ? await countStale(databaseOf(shop, table), table, [unopened(column)]) : 0;
+      if (envelopes > 0) return describeEnvelopes(table, column, envelopes);
       const plaintext = run.kind === 'finish' ? await countStale(databaseOf(shop, table), table, [sourced(column)]) : 0;
       if (plaintext > 0) return describePlaintext(table, column, plaintext);
     }
@@ -209,6 +211,10 @@ async function findObstacle(shop: Workshop, run: Run): Promise<string | undefine
 
 function describePlaintext({ address }: TableShape, { column, from }: RegisteredColumn, rows: number): string {
   return `${address}.${from} still holds ${rows} values beside text in ${column} that is no envelope. Mend those rows; it goes on by itself.`;
+}
+
+function describeEnvelopes({ address }: TableShape, { column, from }: RegisteredColumn, rows: number): string {
+  return `${rows} envelopes of ${address}.${column} have no plaintext in ${from}: an application still writes them. Move its writes, cancel this, and undo once more.`;
 }
 
 /**

@@ -196,6 +196,7 @@ export class Renewer {
 
   #compare(slot: Slot, row: Row, name: string, value: string, source: string, opened: Opened): Maybe<void> {
     return after(this.#open(slot, row, name, value), (plaintext) => {
+      if (this.#kind === 'leave' && plaintext === source) return; // undone: what others had sealed comes back as plaintext
       if (plaintext !== this.#readSource(slot, source, opened)) throw new SourceDiffers();
     });
   }

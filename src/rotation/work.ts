@@ -43,7 +43,11 @@ export function columnsOf(catalog: { readonly columns: readonly RegisteredColumn
   if (run.kind === 'rotation') return catalog.columns.filter((column) => column.class === run.family);
   return catalog.columns
     .filter(({ address, column }) => address === run.table && column === run.column)
-    .map(({ from: _from, ...column }) => ({ ...column, ...(run.source !== undefined && { from: run.source }) }));
+    .map(({ from, sealed, ...column }) => ({
+      ...column,
+      ...(run.source !== undefined && { from: run.source }),
+      ...(sealed !== undefined && run.source === from && { sealed }), // another source holds what we opened
+    }));
 }
 
 /** Versions of a column that are to be brought up to the active one. */
@@ -84,7 +88,7 @@ export function staleOf(state: KeyState, run: About, column: RegisteredColumn): 
       return [{ column: name, value: 'envelope', source: { column: from!, filled: true } }];
     case 'undo':
       if (from === undefined) return [{ column: name, value: 'envelope' }];
-      return [{ column: name, value: 'envelope', source: { column: from, filled: false } }];
+      return [unopened(column)];
   }
 }
 
@@ -92,6 +96,11 @@ export function staleOf(state: KeyState, run: About, column: RegisteredColumn): 
 export function sourced({ column, from, tenants }: RegisteredColumn): Stale {
   const whose = tenants === undefined ? {} : { tenants };
   return { column, value: 'any', source: { column: from!, filled: true }, ...whose };
+}
+
+/** Envelopes without plaintext beside them. */
+export function unopened({ column, from }: RegisteredColumn): Stale {
+  return { column, value: 'envelope', source: { column: from!, filled: false } };
 }
 
 /** The columns that a run changes of one that it is about; the others are only compared. */

@@ -198,6 +198,24 @@ describe('adoption of a live table', () => {
     assert.match(finish.blocked!, /public\.people\.salary still holds 1 values/);
   });
 
+  it('clears no envelope that is alone, and says that there are some', async () => {
+    await open();
+    await start();
+    await fill();
+    await transaction(bench.service.pool, (tx) => setUndone(tx, address, 'salary_enc'));
+    await look();
+    const id = await begin('leave', 'salary_enc', 'salary');
+    await owner.query(`update public.people set salary_enc = 'fe1.salary.1.' || repeat('A', 99) where id = 2`);
+    const leave = await drive(bench.service, id, isSettled);
+    assert.equal(leave.phase, 'blocked');
+    assert.match(leave.blocked!, /^1 envelopes of hr:public\.people\.salary_enc have no plaintext in salary/);
+    const alone = (await people()).filter((row) => row.salary_enc !== null);
+    assert.deepEqual(
+      alone.map((row) => [row.id, row.salary]),
+      [['2', null]],
+    );
+  });
+
   it('gives a value back only where the other column takes it as it is', async () => {
     await open();
     await start();

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
 import { roleOf, transaction } from '../../src/db.ts';
-import { setStarted } from '../../src/rotation/adoption-store.ts';
+import { setStarted, setUndone } from '../../src/rotation/adoption-store.ts';
 import { formatTriggers } from '../../src/targets/adoption-triggers.ts';
 import { loadCatalog } from '../../src/targets/catalog.ts';
 import { listFailures } from '../../src/rotation/failure-store.ts';
@@ -57,6 +57,22 @@ describe('adoption of what others have sealed', () => {
     }
   }
 
+  /** What was sealed comes back as plaintext, and is compared as that. */
+  async function goBack(service: Service, source: string): Promise<void> {
+    await transaction(bench.owner, (tx) => setUndone(tx, address, 'pay_enc'));
+    for (const kind of ['undo', 'leave'] as const) {
+      const run = { id: randomUUID(), kind, family: 'salary', table: address, column: 'pay_enc', source };
+      assert.ok(await insertRun(bench.owner, { ...run, requestedBy: 'test' }));
+      assert.equal((await drive(service, run.id, isSettled)).phase, 'done', kind);
+    }
+    const { rows: found } = await bench.owner.query<{ id: string; back: string | null; pay_enc: string | null }>(
+      `select id, ${source} as back, pay_enc from ${address}`,
+    );
+    for (const { id, back, pay_enc: envelope } of found) {
+      assert.deepEqual([back, envelope], [Number(id) % 9 === 0 ? null : `${Number(id) * 1000}.50`, null]);
+    }
+  }
+
   it('by pgcrypto; what does not open is recorded, and keeps it from being done', async () => {
     const secrets = new Map([['hr', { passphrase }]]);
     const service = await open({ by: 'pgcrypto', key: 'hr' }, 'bytea', { secrets });
@@ -82,6 +98,9 @@ describe('adoption of what others have sealed', () => {
       [passphrase],
     );
     await goThrough(service);
+    await bench.owner.query(`alter table ${address} add shown text;
+      grant select (shown), update (shown) on ${address} to ${roleOf(bench.database.serviceUrl)}`);
+    await goBack(service, 'shown');
   });
 
   describeVault('with a Vault', () => {
@@ -107,6 +126,7 @@ describe('adoption of what others have sealed', () => {
         ]);
       }
       await goThrough(service);
+      await goBack(service, 'pay');
       at.rootKeys.close();
     });
   });
