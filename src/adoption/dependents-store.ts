@@ -170,16 +170,25 @@ export interface SeenFunction {
   readonly name: string;
 }
 
-/** Functions of the customer's whose text names both the table and the column. Those of extensions and triggers left out. */
-export async function listFunctions(db: Queryable, table: string, column: string): Promise<SeenFunction[]> {
+/**
+ * Functions of the customer's whose text names both the table and the column, those of other tables' triggers among them.
+ * Those of extensions, and of the table's own triggers, are left out.
+ */
+export async function listFunctions(
+  db: Queryable,
+  oid: number,
+  table: string,
+  column: string,
+): Promise<SeenFunction[]> {
   const { rows } = await db.query<SeenFunction>(
     `select p.oid::regprocedure::text as name
      from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-     where n.nspname not in ('pg_catalog', 'information_schema', 'fieldkeep') and p.prorettype <> 'trigger'::regtype
+     where n.nspname not in ('pg_catalog', 'information_schema', 'fieldkeep')
+       and not exists (select from pg_trigger t where t.tgrelid = $3::oid and t.tgfoid = p.oid)
        and not exists (select from pg_depend d where d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e')
        and p.prosrc ~* $1 and p.prosrc ~* $2
      order by name`,
-    [asWord(table), asWord(column)],
+    [asWord(table), asWord(column), oid],
   );
   return rows;
 }
@@ -273,6 +282,16 @@ export async function listSlots(db: Queryable): Promise<string[]> {
   const { rows } = await db.query<{ name: string }>(
     `select slot_name::text as name from pg_replication_slots where slot_type = 'logical' and database = current_database()
      order by name`,
+  );
+  return rows.map(({ name }) => name);
+}
+
+/** Subscriptions that write to the table or to a partition of it. */
+export async function listSubscriptions(db: Queryable, oid: number): Promise<string[]> {
+  const { rows } = await db.query<{ name: string }>(
+    `select distinct s.subname::text as name from pg_subscription_rel r join pg_subscription s on s.oid = r.srsubid
+     where r.srrelid in (select $1::oid union select relid from pg_partition_tree($1::oid)) order by name`,
+    [oid],
   );
   return rows.map(({ name }) => name);
 }

@@ -109,7 +109,9 @@ export async function listColumns(db: Queryable, oid: number): Promise<Map<strin
                         else format_type(b.type, null) end as type,
             bt.typtype::text as "typeKind", b.type <> a.atttypid as domain,
             case when b.type in ('varchar'::regtype, 'bpchar'::regtype) and b.typmod > 4 then b.typmod - 4 end as "lengthMax",
-            a.attnotnull or b.not_null as "notNull", a.atthasdef and a.attgenerated = '' as "hasDefault",
+            a.attnotnull or b.not_null or exists (
+              select from pg_partition_tree(a.attrelid) p join pg_attribute o on o.attrelid = p.relid
+              where o.attname = a.attname and o.attnotnull) as "notNull", a.atthasdef and a.attgenerated = '' as "hasDefault",
             a.attgenerated::text as generated, a.attidentity <> '' as identity,
             s.null_frac::float8 as "nullShare", s.avg_width as width,
             s.most_common_vals is not null or s.histogram_bounds is not null as sampled

@@ -15,6 +15,7 @@ import {
   listPublications,
   listSlots,
   listStatements,
+  listSubscriptions,
   listTriggers,
   listViews,
   type SeenConstraint,
@@ -55,6 +56,7 @@ export interface Dependents {
   readonly grants: readonly string[];
   readonly publications: readonly SeenPublication[];
   readonly slots: readonly string[];
+  readonly subscriptions: readonly string[];
 }
 
 export interface Inspection {
@@ -106,11 +108,12 @@ async function findDependents(db: Queryable, table: SeenTable, name: string, sou
     views: await listViews(db, oid, source),
     others: await listOthers(db, oid, source),
     triggers: await listTriggers(db, oid, source),
-    functions: await listFunctions(db, name, source),
+    functions: await listFunctions(db, oid, name, source),
     statements: await findStatements(db, name, source),
     grants: await listColumnGrants(db, oid, source),
     publications: await listPublications(db, oid, source),
     slots: await listSlots(db),
+    subscriptions: await listSubscriptions(db, oid),
   };
 }
 

@@ -269,7 +269,12 @@ function checkReaders({ seen, source, inPlace }: Case): Finding[] {
 /** Where plaintext, or the rows, leave the database. */
 function checkCopies({ column, seen, source, inPlace }: Case): Finding[] {
   const { table, dependents } = seen;
-  const { publications, slots } = dependents;
+  const { publications, slots, subscriptions } = dependents;
+  const of = toTriggerColumn(column);
+  const at = `${q(column.schema)}.${q(column.name)}`;
+  const always = (of === undefined ? [] : buildTriggers(of).triggers).map(
+    ({ name }) => `enable always trigger ${q(name)}`,
+  );
   const added = [...(inPlace ? [] : [column.column]), ...column.index.map((index) => index.column)];
   const identified = table.replicaIdentity === 'f' || table.identityColumns.length > 0;
   return [
@@ -310,6 +315,13 @@ function checkCopies({ column, seen, source, inPlace }: Case): Finding[] {
         ),
       ),
     ]),
+    ...when(subscriptions.length > 0 && !inPlace, () =>
+      change(
+        `Subscriptions write to the table: ${subscriptions.join(', ')}`,
+        'What they write of the source fires no trigger of ours unless it fires always: an old envelope would stay beside it.',
+        `after what sql prints, each time: alter table ${at} ${always.join(', ')};`,
+      ),
+    ),
     ...when(slots.length > 0, () =>
       note(
         `Logical replication slots of this database: ${slots.join(', ')}`,

@@ -146,7 +146,7 @@ function checkLength(seen: SeenColumn, { exact }: Inspection, sealed: boolean): 
   );
 }
 
-function checkSource(column: RegisteredColumn, seen: SeenColumn): Finding[] {
+function checkSource(column: RegisteredColumn, seen: SeenColumn, isPartitioned: boolean): Finding[] {
   const { name } = seen;
   const alter = `alter table ${tableOf(column)} alter column ${q(name)}`;
   return [
@@ -160,7 +160,7 @@ function checkSource(column: RegisteredColumn, seen: SeenColumn): Finding[] {
     ...when(seen.identity, () => stop(`Source ${name} is an identity column`, 'It cannot become null.')),
     ...when(seen.notNull && !seen.identity, () =>
       change(
-        `Source ${name} is NOT NULL${seen.domain ? ', perhaps by its domain' : ''}`,
+        `Source ${name} is NOT NULL${seen.domain ? ', perhaps by its domain' : ''}${isPartitioned ? ', itself or in a partition' : ''}`,
         'The application cannot move its writes, and finish cannot set it to null.',
         `${alter} drop not null;  -- before the writes move`,
       ),
@@ -251,7 +251,10 @@ export function checkShape(column: RegisteredColumn, fieldClass: FieldClass, see
     ...checkTenant(column, seen),
     ...(inPlace
       ? checkTextColumn(column, source, charsMax, 'Envelopes')
-      : [...checkTarget(column, column.column, seen, charsMax, 'Envelopes'), ...checkSource(column, source)]),
+      : [
+          ...checkTarget(column, column.column, seen, charsMax, 'Envelopes'),
+          ...checkSource(column, source, seen.table.kind === 'p'),
+        ]),
     ...checkType(column, source, fieldClass),
     ...checkLength(source, seen, column.sealed !== undefined),
     ...column.index.flatMap((index) => [

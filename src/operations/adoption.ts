@@ -8,13 +8,13 @@ import { canonicalDigest } from '../crypto/canonical.ts';
 import { FieldkeepError } from '../errors.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
 import { findByName, viewAdoption } from '../adoption/adoption.ts';
-import { findAdoption, setStarted, setUndone } from '../rotation/adoption-store.ts';
-import { findMissingTriggers } from '../targets/adoption-triggers.ts';
+import { findAdoption, findColumnRun, setStarted, setUndone } from '../rotation/adoption-store.ts';
+import { findTriggerProblem } from '../targets/adoption-triggers.ts';
 import { countStale } from '../rotation/census.ts';
 import { loadCatalog, type TableShape } from '../targets/catalog.ts';
-import { insertRun, type NewRun } from '../rotation/store.ts';
+import { findRun, insertRun, type NewRun } from '../rotation/store.ts';
 import { databaseOf } from '../targets/targets.ts';
-import { unadopted, type ColumnKind } from '../rotation/work.ts';
+import { unadopted, unopened, type ColumnKind } from '../rotation/work.ts';
 import type { Service } from '../service.ts';
 import { performCall, type Computed } from './call.ts';
 import { findAnswer, insertAnswer } from './idempotency-store.ts';
@@ -87,22 +87,28 @@ function checkPlaintextColumn(table: TableShape, source: string, mustTakeNull: b
   const found = table.attributes.get(source);
   if (found === undefined) throw conflict(`Table ${table.address} has no column ${source}.`);
   if (!found.readable || !found.writable) {
-    throw conflict(`The role of the worker may not read and update column ${source} of table ${table.address}.`);
+    throw conflict(
+      `The role of the worker may not read and update column ${source} of table ${table.address}, or not use its type ${found.cast}.`,
+    );
+  }
+  if (found.composite) {
+    throw conflict(
+      `Column ${source} of table ${table.address} is of the composite type ${found.cast}: a value with a null in it could be overlooked.`,
+    );
   }
   if (mustTakeNull && found.required) {
-    throw conflict(`Column ${source} of table ${table.address} is NOT NULL: its owner drops that first.`);
+    throw conflict(
+      `Column ${source} of table ${table.address} is NOT NULL, by itself, by its domain or in a partition: its owner drops that first.`,
+    );
   }
 }
 
 async function checkTriggers(service: Service, table: TableShape, column: RegisteredColumn, source: string) {
   const { schema, name, column: filled, index } = column;
   const of = { schema, name, column: filled, source, indexColumns: index.map((each) => each.column) };
-  const missing = await findMissingTriggers(databaseOf(service, table), of);
-  if (missing.length === 0) return;
-  throw conflict(
-    `${nameOf(column)} and ${source} lack the triggers that keep them of one mind (${missing.join(', ')}). ` +
-      `The table's owner runs what this prints: npm run adopt -- sql ${nameOf(column)}${source === column.from ? '' : ` --to ${source}`}`,
-  );
+  const command = `npm run adopt -- sql ${nameOf(column)}${source === column.from ? '' : ` --to ${source}`}`;
+  const problem = await findTriggerProblem(databaseOf(service, table), of, command);
+  if (problem !== undefined) throw conflict(`${nameOf(column)} cannot stand beside ${source}: ${problem}`);
 }
 
 /** Runs a call on the column of its path; who may rotate its class may make it. */
@@ -131,6 +137,11 @@ export const startAdoption: Operation = async (service, call) => {
   const body = call.body as Body;
   const result = await performOnColumn(service, call, 'adopt', async (column) => {
     if (!column.adopt) throw conflict(`The policy does not say "adopt": true of ${nameOf(column)}.`);
+    const runId = await findColumnRun(service.pool, column.address, column.column);
+    const last = runId === undefined ? undefined : await findRun(service.pool, runId);
+    if (last !== undefined && last.kind !== 'verification' && last.doneAt === undefined) {
+      throw conflict(`Another run about ${nameOf(column)} is under way: ${last.kind} ${last.id}.`);
+    }
     const table = findTable(service, column);
     if (table !== undefined && column.from !== undefined) {
       await checkTriggers(service, table, column, column.from);
@@ -215,8 +226,7 @@ export const leaveAdoption: Operation = async (service, call) => {
     const table = findTable(service, column);
     if (table !== undefined) {
       checkPlaintextColumn(table, source, false);
-      const unopened = { column: column.column, value: 'envelope', source: { column: source, filled: false } } as const;
-      const left = await countStale(databaseOf(service, table), table, [unopened]);
+      const left = await countStale(databaseOf(service, table), table, [unopened({ ...column, from: source })]);
       if (left > 0) throw conflict(`${left} envelopes of ${nameOf(column)} have no plaintext in ${source} yet.`);
     }
     const begun = answerBegun(call, column, 'leave', body);
@@ -244,6 +254,11 @@ export const undoAdoption: Operation = async (service, call) => {
     const table = findTable(service, column);
     if (table !== undefined) {
       checkPlaintextColumn(table, to, false);
+      if (column.sealed !== undefined && table.attributes.get(to)?.type === 'bytea') {
+        throw conflict(
+          `Column ${to} of table ${table.address} holds bytes that others sealed, and values come back as text: npm run decrypt-column -- ${nameOf(column)} --to a column of type text.`,
+        );
+      }
       if (to !== column.column) await checkTriggers(service, table, column, to);
     }
     const outcome = await needsApproval(service, call, {

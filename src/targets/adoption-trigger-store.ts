@@ -35,6 +35,18 @@ export async function listTableTriggers(db: Queryable, schema: string, name: str
   return rows;
 }
 
+/** Tables that inherit from the table and are no partitions: no trigger of it fires for their rows. */
+export async function listHeirs(db: Queryable, schema: string, name: string): Promise<string[]> {
+  const { rows } = await db.query<{ heir: string }>(
+    `select i.inhrelid::regclass::text as heir
+     from pg_inherits i join pg_class h on h.oid = i.inhrelid and not h.relispartition
+     join pg_class c on c.oid = i.inhparent join pg_namespace n on n.oid = c.relnamespace
+     where n.nspname = $1 and c.relname = $2 order by heir`,
+    [schema, name],
+  );
+  return rows.map(({ heir }) => heir);
+}
+
 /** A trigger function; undefined when there is none of this name. */
 export async function readFunction(
   db: Queryable,

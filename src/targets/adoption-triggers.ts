@@ -15,7 +15,7 @@
  */
 import { createHash } from 'node:crypto';
 import { quoteIdentifier, type Queryable } from '../db.ts';
-import { listTableTriggers, readFunction } from './adoption-trigger-store.ts';
+import { listHeirs, listTableTriggers, readFunction } from './adoption-trigger-store.ts';
 
 /** What the triggers are about. */
 export interface TriggerColumn {
@@ -186,4 +186,19 @@ export async function findMissingTriggers(db: Queryable, of: TriggerColumn): Pro
   const isSame =
     seen?.body === functionBody && seen.language === 'plpgsql' && seen.settings === 'search_path=pg_catalog';
   return isSame ? missing : [...missing, functionName];
+}
+
+/** What keeps source and column from being of one mind, as the end of a sentence; undefined when nothing does. Errors: those of the database. */
+export async function findTriggerProblem(
+  db: Queryable,
+  of: TriggerColumn,
+  command: string,
+): Promise<string | undefined> {
+  const heirs = await listHeirs(db, of.schema, of.name);
+  if (heirs.length > 0) {
+    return `its triggers do not fire for rows of the tables that inherit from it (${heirs.join(', ')}). End the inheritance, and register each of them by itself.`;
+  }
+  const missing = await findMissingTriggers(db, of);
+  if (missing.length === 0) return undefined;
+  return `it lacks the triggers that keep both of one mind (${missing.join(', ')}). The table's owner runs what this prints: ${command}`;
 }

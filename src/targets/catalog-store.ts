@@ -6,8 +6,12 @@ export interface Attribute {
   readonly type: string;
   /** As a cast to it is written: without a length, so that nothing is cut. */
   readonly cast: string;
+  /** Does not take a null: by itself, by its domain, or in a partition. */
   readonly required: boolean;
+  /** Of a composite type, of which one is null when all of its fields are. */
+  readonly composite: boolean;
   readonly readable: boolean;
+  /** Its type included, which what is written is cast to. */
   readonly writable: boolean;
 }
 
@@ -37,9 +41,13 @@ async function isPrepared(db: Queryable): Promise<boolean> {
 async function listAttributes(db: Queryable, schema: string, name: string): Promise<Map<string, Attribute>> {
   const { rows } = await db.query<Attribute & { name: string }>(
     `select a.attname as name, case t.oid when 'varchar'::regtype then 'character varying'
-            else format_type(t.oid, null) end as type, format_type(t.oid, -1) as cast, a.attnotnull as required,
+            else format_type(t.oid, null) end as type, format_type(t.oid, -1) as cast,
+            a.attnotnull or t.typnotnull or exists (
+              select from pg_partition_tree(c.oid) p join pg_attribute o on o.attrelid = p.relid
+              where o.attname = a.attname and o.attnotnull) as required,
+            t.typtype = 'c' as composite,
             has_column_privilege(c.oid, a.attnum, 'select') as readable,
-            has_column_privilege(c.oid, a.attnum, 'update') as writable
+            has_column_privilege(c.oid, a.attnum, 'update') and has_schema_privilege(t.typnamespace, 'usage') as writable
      from pg_attribute a join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace
      join pg_type t on t.oid = a.atttypid
      where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p') and a.attnum > 0 and not a.attisdropped`,

@@ -7,7 +7,7 @@
 import { canonicalJson } from '../crypto/canonical.ts';
 import { isUnavailable, quoteIdentifier, type Queryable } from '../db.ts';
 import { columnId, type RegisteredColumn } from '../policy/policy.ts';
-import { findMissingTriggers } from './adoption-triggers.ts';
+import { findTriggerProblem } from './adoption-triggers.ts';
 import {
   inspectTable,
   listAdoptions,
@@ -163,9 +163,9 @@ async function findUnready(db: Queryable, column: RegisteredColumn): Promise<str
   const { address, schema, name, column: filled, from, index } = column;
   if (from === undefined) return undefined;
   const indexColumns = index.map((each) => each.column);
-  const missing = await findMissingTriggers(db, { schema, name, column: filled, source: from, indexColumns });
-  if (missing.length === 0) return undefined;
-  return `${address}.${filled} is not filled from ${from}: ${missing.join(', ')}. The table's owner runs what this prints: npm run adopt -- sql ${address}.${filled}`;
+  const of = { schema, name, column: filled, source: from, indexColumns };
+  const problem = await findTriggerProblem(db, of, `npm run adopt -- sql ${address}.${filled}`);
+  return problem && `${address}.${filled} is not filled from ${from}: ${problem}`;
 }
 
 /** Columns that lack what they need to be filled are not adopted; why is noted. */

@@ -93,7 +93,7 @@ describe('npm run adopt, to the end and back', function () {
 
   it('goes there', async () => {
     const shadow = await read();
-    assert.match((await command('adopt', 'start', name)).err, /has no column|lack the triggers/);
+    assert.match((await command('adopt', 'start', name)).err, /has no column|lacks the triggers/);
     await psql(await run('adopt', 'sql', name));
     await psql(await run('target-setup', 'own'));
     assert.match(await run('adopt', 'start', name, '--wait'), /demo\.employees\.pay_enc is filled\./);

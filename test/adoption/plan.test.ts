@@ -278,7 +278,9 @@ describe('adoption/plan', () => {
        create policy pol on app.t using (pay <> '${canary}');
        create function app.body() returns bigint language sql begin atomic; select count(pay) from app.t; end;
        create function app.f() returns int language plpgsql as 'begin perform pay from app.t; return 1; end';
-       create function app.g() returns int language plpgsql as 'begin perform payment from app.t; return 1; end'`,
+       create function app.g() returns int language plpgsql as 'begin perform payment from app.t; return 1; end';
+       create function app.h() returns trigger language plpgsql as 'begin perform pay from app.t; return new; end';
+       create table app.other (id int); create trigger h after insert on app.other for each row execute function app.h()`,
     );
     const findings = await plan();
     assertFound(
@@ -287,7 +289,10 @@ describe('adoption/plan', () => {
       ...[/^change: View app\.over reads pay through another view/, /^change: Rule r reads pay/],
       ...[/^change: Row level security policy pol reads pay/, /^change: Column made is generated from pay/],
       ...[/^stop: Column fixed is generated from pay/, /^change: Function app\.body\(\) reads pay/],
-      /^change: Function app\.f\(\) names the table and pay/,
+      ...[
+        /^change: Function app\.f\(\) names the table and pay/,
+        /^change: Function app\.h\(\) names the table and pay/,
+      ],
     );
     assert.doesNotMatch(told(findings).join(), /app\.blind|app\.g\(/);
   });
@@ -347,6 +352,9 @@ describe('adoption/plan', () => {
     const findings = await plan();
     assert.deepEqual(stops(findings), []);
     assertFound(findings, /^change: Index low/);
+    assert.doesNotMatch(told(findings).join(), /NOT NULL/);
+    await pool.query('alter table app.t1 alter pay set not null');
+    assertFound(await plan(), /^change: Source pay is NOT NULL, itself or in a partition/);
   });
 
   it('finds where plaintext goes: publications, grants, statistics', async () => {

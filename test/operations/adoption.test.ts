@@ -1,6 +1,8 @@
 /** The life cycle of a column that is filled from another one, over HTTP: who may, what is refused, and what it says. */
 import assert from 'node:assert/strict';
-import { roleOf } from '../../src/db.ts';
+import { randomUUID } from 'node:crypto';
+import { roleOf, transaction } from '../../src/db.ts';
+import { insertRun } from '../../src/rotation/store.ts';
 import { formatTriggers } from '../../src/targets/adoption-triggers.ts';
 import { changePolicy } from '../rotation/support.ts';
 import { openTestService, type Reply, type TestService } from '../support/service.ts';
@@ -66,7 +68,7 @@ describe('operations/adoption', () => {
   it('does not start without the triggers, nor where the policy does not say so', async () => {
     const reply = await post('start');
     assert.equal(reply.status, 409);
-    assert.match(String(reply.body['detail']), /lack the triggers .*npm run adopt -- sql demo\.employees\.salary_enc/);
+    assert.match(String(reply.body['detail']), /lacks the triggers .*npm run adopt -- sql demo\.employees\.salary_enc/);
     const other = await it_.call('operator', 'POST', '/v1/adoptions/demo.employees.bank/start', {});
     assert.match(String(other.body['detail']), /does not say "adopt": true/);
     assert.equal((await view())['state'], 'waiting');
@@ -159,5 +161,50 @@ describe('operations/adoption', () => {
     assert.match(String(reply.body['detail']), /npm run adopt -- sql demo\.employees\.salary_enc --to plain/);
     const none = await post('undo', { reason: 'x', to: 'nothing' });
     assert.match(String(none.body['detail']), /has no column nothing/);
+  });
+
+  it('does not start while the envelopes go, until that is cancelled', async () => {
+    const id = randomUUID();
+    const run = {
+      id,
+      kind: 'leave',
+      family: 'salary',
+      table: 'demo.employees',
+      column: 'salary_enc',
+      source: 'pay',
+    } as const;
+    await transaction(it_.owner, async (tx) => {
+      await insertRun(tx, { ...run, requestedBy: 'test' });
+      await tx.query('update fieldkeep.rotations set paused_at = now() where id = $1', [id]);
+    });
+    assert.match(String((await post('start')).body['detail']), new RegExp(`under way: leave ${id}`));
+    assert.equal((await post('verify')).status, 409);
+    const next = () => it_.owner.query('select next_rotation_at from fieldkeep.key_families order by family');
+    const due = (await next()).rows;
+    assert.equal((await it_.call('operator', 'POST', `/v1/rotations/${id}/cancel`, {})).status, 200);
+    assert.deepEqual((await next()).rows, due, 'no rotation is put off by that');
+    assert.equal((await post('start')).status, 200);
+  });
+
+  it('refuses what triggers do not reach, what the worker may not write, and what is null by its fields', async () => {
+    const refused = async (words: RegExp, verb = 'start') =>
+      assert.match(String((await post(verb)).body['detail']), words);
+    await it_.owner.query('create table demo.heir () inherits (demo.employees)');
+    await refused(/do not fire for rows of the tables that inherit from it \(demo\.heir\)/);
+    const remake = async (type: string) =>
+      await it_.owner.query(`
+        alter table demo.employees drop pay cascade; alter table demo.employees add pay ${type};
+        grant select (pay), update (pay) on demo.employees to ${roleOf(it_.database.serviceUrl)}; ${triggers('pay')}`);
+    await it_.owner.query(
+      'drop table demo.heir; create schema hidden; create domain hidden.pay as numeric not null default 1',
+    );
+    await remake('hidden.pay');
+    await refused(/may not .*use its type hidden\.pay/);
+    await it_.owner.query(`grant usage on schema hidden to ${roleOf(it_.database.serviceUrl)}`);
+    await refused(/Column pay of table demo\.employees is NOT NULL, by itself, by its domain/, 'finish');
+    await it_.owner.query('create type demo.pair as (a numeric, b text)');
+    await remake('demo.pair');
+    await refused(/is of the composite type demo\.pair/);
+    await refused(/is of the composite type demo\.pair/, 'finish');
   });
 });
