@@ -24,16 +24,25 @@ function describeAdoptions(adoptions: readonly Adoption[]): string[] {
   return told.length === 0 ? [] : ['', ...told.map((each) => describeAdoption(each).trimEnd())];
 }
 
+interface Census {
+  readonly table: string;
+  readonly column: string;
+  /** Absent until they could be counted. */
+  readonly versions?: Readonly<Record<string, number>>;
+  readonly countedAt?: string;
+}
+
 interface Family {
   readonly family: string;
   readonly active?: number;
   readonly versions: readonly Version[];
-  readonly census: readonly { table: string; column: string; versions: Readonly<Record<string, number>> }[];
+  readonly census: readonly Census[];
   readonly nextRotationAt?: string;
   readonly warnings?: readonly string[];
 }
 
 const format = (n: number) => n.toLocaleString('en-US');
+const oldMs = 60_000;
 
 function nameVersion(version: string): string {
   if (version === '0') return 'plaintext';
@@ -62,19 +71,27 @@ function describeVersion(family: string, { version, retirement, destruction }: V
   return [...lines, `v${version} cannot be destroyed yet. It lacks ${lacks.join('; ')}. Then ${needs}`];
 }
 
+/** Counts of a large table are those of a while ago. */
+function describeCensus({ versions, countedAt }: Census): string {
+  if (versions === undefined) return 'large, being counted: ask again in a moment';
+  const text = Object.entries(versions).map(([version, n]) => `${nameVersion(version)}: ${format(n)}`);
+  const old = Date.now() - Date.parse(countedAt!) > oldMs ? `  (counted ${minute(countedAt!)})` : '';
+  return `${text.length === 0 ? 'empty' : text.join('  ')}${old}`;
+}
+
 function describeFamily(family: Family): string[] {
   const versions = family.versions.map(({ version, state }) => `v${version} ${state}`).join(', ');
-  const values = family.census.flatMap(({ versions: counts }) => Object.entries(counts));
+  const values = family.census.flatMap(({ versions: counts = {} }) => Object.entries(counts));
   const due = values.reduce((n, [version, count]) => (Number(version) >= 0 ? n + count : n), 0);
+  const about = family.census.some(({ versions: counts }) => counts === undefined) ? 'more than ' : '';
   const newest = Math.max(0, ...family.versions.map(({ version }) => version));
   const next =
     family.nextRotationAt === undefined
       ? 'no schedule'
-      : `next rotation ${family.nextRotationAt.slice(0, 10)}: would make v${newest + 1} and re-encrypt ${format(due)} values`;
+      : `next rotation ${family.nextRotationAt.slice(0, 10)}: would make v${newest + 1} and re-encrypt ${about}${format(due)} values`;
   const lines = [`${family.family.padEnd(10)} ${versions} · ${next}`];
-  for (const { table, column, versions: counts } of family.census) {
-    const text = Object.entries(counts).map(([version, n]) => `${nameVersion(version)}: ${format(n)}`);
-    lines.push(`${' '.repeat(11)}${table}.${column}  ${text.length === 0 ? 'empty' : text.join('  ')}`);
+  for (const census of family.census) {
+    lines.push(`${' '.repeat(11)}${census.table}.${census.column}  ${describeCensus(census)}`);
   }
   const told = family.versions.flatMap((each) => describeVersion(family.family, each));
   lines.push(...told.map((line) => `${' '.repeat(11)}${line}`));

@@ -113,6 +113,21 @@ export async function transaction<T>(pool: Pool, work: (tx: Client) => Promise<T
   }
 }
 
+const queryCanceled = '57014';
+
+/** What `ask` answers on a connection whose statements take `ms` at the most; undefined where one would take longer. */
+export async function askWithin<T>(pool: Pool, ms: number, ask: (db: Client) => Promise<T>): Promise<T | undefined> {
+  try {
+    return await transaction(pool, async (tx) => {
+      await tx.query(`set local statement_timeout = ${Math.max(1, Math.round(ms))}`);
+      return await ask(tx);
+    });
+  } catch (error) {
+    if (sqlState(error) === queryCanceled) return undefined;
+    throw error;
+  }
+}
+
 const socketCodes = new Set([
   'ECONNREFUSED',
   'ECONNRESET',

@@ -22,6 +22,7 @@ import { findClosed } from './keys/version.ts';
 import { watchKeyState } from './keys/watch.ts';
 import type { Policy } from './policy/policy.ts';
 import { loadCatalog, type Catalog } from './targets/catalog.ts';
+import { Counts } from './rotation/counts.ts';
 import { openSources, type Sources } from './rotation/sources.ts';
 import { openReaders, openTargets, type Readers, type Targets } from './targets/targets.ts';
 
@@ -37,6 +38,8 @@ export interface Service {
   readonly sources: Sources;
   /** The same databases, and our own, to look for envelopes in columns that nobody registered. */
   readonly readers: Readers;
+  /** What people were last told of how much the columns hold. */
+  readonly counts: Counts;
   readonly rootKeys: RootKeys;
   /** How the keeper of root keys is. */
   readonly keeper: KeeperWatch;
@@ -134,6 +137,7 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     targets,
     sources: options.sources ?? openSources(),
     readers,
+    counts: new Counts(warn('The values of a column could not be counted.')),
     rootKeys,
     keeper,
     keyring,

@@ -81,23 +81,24 @@ export function describeAdoption(adoption: Adoption): string {
  */
 async function followFilling(api: Api, name: string): Promise<Told> {
   const progress = openProgress();
-  const total = Math.max(1, (await look(api, name)).unfilled ?? 1);
   for (;;) {
     const adoption = await look(api, name);
     const { items } = mustBeOk(await api.call(operator, 'GET', '/v1/rotations?limit=20')) as unknown as {
       items: (RunProgress & { pass?: number })[];
     };
     const run = items.find(({ kind, phase }) => kind === 'adoption' && phase !== 'done');
-    const left = adoption.unfilled ?? 0;
+    const left = adoption.unfilled;
     if (run?.blocked !== undefined) return { body: adoption, text: `Blocked: ${run.blocked}\n`, isStuck: true };
     if (adoption.problem !== undefined) return { body: adoption, text: `${adoption.problem}\n`, isStuck: true };
     if (left === 0 || (run?.pass ?? 0) > 2) {
-      const rest =
-        left === 0 ? '' : ` ${format(left)} were written meanwhile; the job comes back for them every few seconds.`;
+      const some = left === undefined ? 'More' : format(left);
+      const rest = left === 0 ? '' : ` ${some} were written meanwhile; the job comes back for them every few seconds.`;
       progress.end(`${name} is filled.${rest}`);
       return { body: adoption, text: '' };
     }
-    progress.show(`filling ${name}: ${format(Math.max(0, total - left))} of ${format(total)} values`);
+    const of = run?.columns.find(({ table, column }) => `${table}.${column}` === name);
+    const done = of === undefined ? 'being counted' : `${format(of.done)} of ${format(of.total)} values`;
+    progress.show(`filling ${name}: ${done}`);
     await new Promise((resolve) => setTimeout(resolve, pollMs));
   }
 }

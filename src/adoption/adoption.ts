@@ -9,12 +9,12 @@ import type { Queryable } from '../db.ts';
 import { addDuration } from '../policy/schedule.ts';
 import { columnId, type Policy, type RegisteredColumn } from '../policy/policy.ts';
 import { findAdoption, findColumnRun, type AdoptionDates } from '../rotation/adoption-store.ts';
-import { countStale } from '../rotation/census.ts';
+import { lookUpStale, type Counts } from '../rotation/counts.ts';
 import type { Catalog, TableShape } from '../targets/catalog.ts';
 import { viewRun, type RunView } from '../rotation/progress.ts';
 import { present } from '../present.ts';
 import { findRun, type Run } from '../rotation/store.ts';
-import { databaseOf, type Targets } from '../targets/targets.ts';
+import type { Targets } from '../targets/targets.ts';
 import { sourced, unadopted } from '../rotation/work.ts';
 
 export type AdoptionState = 'waiting' | 'filling' | 'filled' | 'finishing' | 'finished' | 'undoing' | 'undone';
@@ -31,6 +31,8 @@ export interface AdoptionView extends AdoptionDates {
   readonly unfilled?: number;
   /** Values that stand in the source, with an envelope beside them or not. */
   readonly plaintext?: number;
+  /** When these were counted; they are absent until they could be, for the first time. */
+  readonly countedAt?: Date;
   /** What keeps it from being worked on, in a sentence. */
   readonly problem?: string;
   /** The newest run about this column alone. */
@@ -44,6 +46,7 @@ export interface AdoptionShop {
   readonly targets: Targets;
   readonly policy: Policy;
   readonly catalog: Catalog;
+  readonly counts: Counts;
 }
 
 /** The registered column that is called `address.column`. */
@@ -79,25 +82,36 @@ function listRemains({ policy }: AdoptionShop, column: RegisteredColumn, finishe
   ];
 }
 
-async function count(shop: AdoptionShop, table: TableShape, column: RegisteredColumn) {
-  const db = databaseOf(shop, table);
-  const unfilled = await countStale(db, table, unadopted({ ...column, adopt: true }));
-  const plaintext = column.from === undefined ? unfilled : await countStale(db, table, [sourced(column)]);
-  return { unfilled, plaintext };
+type Shown = Pick<AdoptionView, 'unfilled' | 'plaintext' | 'countedAt'>;
+
+async function count(
+  shop: AdoptionShop,
+  table: TableShape,
+  column: RegisteredColumn,
+  deadline: number,
+): Promise<Shown> {
+  const waiting = unadopted({ ...column, adopt: true });
+  const unfilled = await lookUpStale(shop, table, column, 'unfilled', waiting, deadline);
+  const plaintext =
+    column.from === undefined
+      ? unfilled
+      : await lookUpStale(shop, table, column, 'plaintext', [sourced(column)], deadline);
+  const countedAt = unfilled?.at ?? plaintext?.at;
+  return present({ unfilled: unfilled?.value, plaintext: plaintext?.value, countedAt });
 }
 
-/** Counting may take long; without it nobody knows whether a column is filled. Errors: those of the databases. */
+/** Counting may take until `deadline`; absent, nothing is counted. Errors: those of our own database. */
 export async function viewAdoption(
   shop: AdoptionShop,
   column: RegisteredColumn,
-  counting = true,
+  deadline?: number,
 ): Promise<AdoptionView> {
   const { address, from, tenants } = column;
   const dates = await findAdoption(shop.pool, address, column.column);
   const runId = await findColumnRun(shop.pool, address, column.column);
   const run = runId === undefined ? undefined : await findRun(shop.pool, runId);
   const table = shop.catalog.tables.get(address);
-  const counts = table === undefined || !counting ? undefined : await count(shop, table, column);
+  const counts = table === undefined || deadline === undefined ? undefined : await count(shop, table, column, deadline);
   const state = stateOf(column, dates, run, counts?.unfilled);
   const isEmpty = state === 'finished' && dates.finishedAt !== undefined && from !== undefined;
   return {

@@ -26,6 +26,9 @@ function listOf<T extends z.ZodType>(item: T) {
   return z.object({ items: z.array(item), nextCursor: z.string().optional() });
 }
 
+const countedAt = time.optional().meta({
+  description: 'Large tables are counted beside the call. Absent, with the counts, until that was done once.',
+});
 const missing = z.array(
   z.object({ what: z.string(), until: time.optional().meta({ description: 'When it will be there, by time alone.' }) }),
 );
@@ -69,7 +72,9 @@ const keyFamily = z.object({
       column: z.string(),
       versions: z
         .record(z.string(), z.int())
+        .optional()
         .meta({ description: 'Values by version; 0 is plaintext, -1 text that only begins like an envelope.' }),
+      countedAt,
     }),
   ),
   nextRotationAt: time.optional(),
@@ -162,6 +167,7 @@ const adoption = z.object({
   undoneAt: time.optional(),
   unfilled: z.int().optional().meta({ description: 'Values that wait for their envelope.' }),
   plaintext: z.int().optional().meta({ description: 'Values in the source, with an envelope beside them or not.' }),
+  countedAt,
   problem: z.string().optional(),
   run: rotation.optional().meta({ description: 'The newest run about this column alone.' }),
   remains: z.array(z.string()).optional().meta({ description: 'Where plaintext is left, and until when.' }),

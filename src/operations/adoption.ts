@@ -5,24 +5,25 @@
  */
 import { randomUUID } from 'node:crypto';
 import { canonicalDigest } from '../crypto/canonical.ts';
+import { askWithin } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
 import { findByName, viewAdoption } from '../adoption/adoption.ts';
 import { findAdoption, findColumnRun, setStarted, setUndone } from '../rotation/adoption-store.ts';
 import { findTriggerProblem } from '../targets/adoption-triggers.ts';
 import { countStale } from '../rotation/census.ts';
+import { countMaxMs } from '../rotation/counts.ts';
 import { loadCatalog, type TableShape } from '../targets/catalog.ts';
 import { findRun, insertRun, type NewRun } from '../rotation/store.ts';
 import { databaseOf } from '../targets/targets.ts';
-import { unadopted, unopened, type ColumnKind } from '../rotation/work.ts';
+import { unadopted, unopened, type ColumnKind, type Stale } from '../rotation/work.ts';
 import type { Service } from '../service.ts';
 import { performCall, type Computed } from './call.ts';
 import { findAnswer, insertAnswer } from './idempotency-store.ts';
+import { cutPage } from './page.ts';
 import { questionsAbout } from './questions.ts';
 import { needsApproval } from './needs-approval.ts';
 import { requesterOf, type Call, type Operation, type Result } from './perform.ts';
-
-const limitDefault = '100';
 
 interface Body {
   readonly reason?: string;
@@ -46,25 +47,25 @@ function conflict(detail: string): FieldkeepError {
 
 export const listAdoptions: Operation = (service, call) =>
   performCall(service, call, { action: 'adoptions', questions: questionsAbout(undefined, service) }, async () => {
-    const { cursor, limit = limitDefault } = call.query;
+    const { cursor } = call.query;
     const columns = service.policy.columns.toSorted((a, b) => (nameOf(a) < nameOf(b) ? -1 : 1));
-    const rest = columns.filter((column) => cursor === undefined || nameOf(column) > cursor);
-    const page: RegisteredColumn[] = [];
-    for (const column of rest) {
+    const adopted: RegisteredColumn[] = [];
+    for (const column of columns.filter((each) => cursor === undefined || nameOf(each) > cursor)) {
       const { startedAt, undoneAt } = await findAdoption(service.pool, column.address, column.column);
-      if (column.adopt || startedAt !== undefined || undoneAt !== undefined) page.push(column);
+      if (column.adopt || startedAt !== undefined || undoneAt !== undefined) adopted.push(column);
     }
-    const shown = page.slice(0, Number(limit));
+    const { page, next } = cutPage(call, adopted, nameOf);
+    const deadline = performance.now() + countMaxMs;
     const items: object[] = [];
-    for (const column of shown) items.push(await viewAdoption(service, column));
-    return { body: { items, ...(page.length > shown.length && { nextCursor: nameOf(shown.at(-1)!) }) } };
+    for (const column of page) items.push(await viewAdoption(service, column, deadline));
+    return { body: { items, ...next } };
   });
 
 export const getAdoption: Operation = (service, call) =>
   performCall(service, call, { action: 'adoptions', questions: questionsAbout(undefined, service) }, async () => {
     const column = getColumn(service, call.params['column']!);
     await lookAgain(service);
-    return { body: await viewAdoption(service, column) };
+    return { body: await viewAdoption(service, column, performance.now() + countMaxMs) };
   });
 
 /** Tables are altered and given triggers right before these calls. */
@@ -153,7 +154,7 @@ export const startAdoption: Operation = async (service, call) => {
         await setStarted(tx, column.address, column.column);
         // At once, not when a worker next looks for plaintext; one that is under way takes the column in.
         await insertRun(tx, { id: randomUUID(), kind: 'adoption', requestedBy: requesterOf(call) });
-        return await viewAdoption({ ...service, pool: tx }, column, false);
+        return await viewAdoption({ ...service, pool: tx }, column);
       },
     };
   });
@@ -190,6 +191,14 @@ function needsSource(column: RegisteredColumn, source: string | undefined): stri
   throw conflict(`${nameOf(column)} has no column beside it ("from") that it could be compared with.`);
 }
 
+/**
+ * What is left, where that can be said within a call; 0 where the table is too large for that, for the run itself leaves no
+ * value behind: it seals what has no envelope first, and is blocked by an envelope that has no plaintext.
+ */
+async function countNow(service: Service, table: TableShape, stale: readonly Stale[]): Promise<number> {
+  return (await askWithin(databaseOf(service, table), countMaxMs, (db) => countStale(db, table, stale))) ?? 0;
+}
+
 export const verifyAdoption: Operation = async (service, call) => {
   const result = await performOnColumn(service, call, 'adopt', (column) => {
     needsSource(column, column.from);
@@ -205,7 +214,7 @@ export const finishAdoption: Operation = async (service, call) => {
     const table = findTable(service, column);
     if (table !== undefined) {
       checkPlaintextColumn(table, from, true);
-      const left = await countStale(databaseOf(service, table), table, unadopted({ ...column, adopt: true }));
+      const left = await countNow(service, table, unadopted({ ...column, adopt: true }));
       if (left > 0) {
         throw conflict(
           `${left} values of ${column.address}.${from} have no envelope yet: an application still writes plaintext, or the column is being filled.`,
@@ -226,7 +235,7 @@ export const leaveAdoption: Operation = async (service, call) => {
     const table = findTable(service, column);
     if (table !== undefined) {
       checkPlaintextColumn(table, source, false);
-      const left = await countStale(databaseOf(service, table), table, [unopened({ ...column, from: source })]);
+      const left = await countNow(service, table, [unopened({ ...column, from: source })]);
       if (left > 0) throw conflict(`${left} envelopes of ${nameOf(column)} have no plaintext in ${source} yet.`);
     }
     const begun = answerBegun(call, column, 'leave', body);

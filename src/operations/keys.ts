@@ -4,8 +4,8 @@ import type { KeyFamily } from '../keys/version.ts';
 import { listMirrorWarnings } from '../keys/mirror.ts';
 import { listLastUses } from '../keys/store.ts';
 import { listWarnings } from '../targets/catalog.ts';
-import { countVersions, type ColumnCensus } from '../rotation/census.ts';
-import { databaseOf } from '../targets/targets.ts';
+import { countMaxMs, lookUpVersions } from '../rotation/counts.ts';
+import { present } from '../present.ts';
 import type { Service } from '../service.ts';
 import { performCall } from './call.ts';
 import { cutPage } from './page.ts';
@@ -13,18 +13,22 @@ import { questionsAbout } from './questions.ts';
 import type { Operation } from './perform.ts';
 import { describeDestructions, describeRetirements } from './retirement.ts';
 
-async function takeCensus(service: Service, family: string): Promise<ColumnCensus[]> {
-  const census: ColumnCensus[] = [];
+/** Of the columns of a family. What takes longer than the call may is answered as it was counted last. */
+async function takeCensus(service: Service, family: string, deadline: number): Promise<object[]> {
+  const census: object[] = [];
   for (const column of service.policy.columns.filter((each) => each.class === family)) {
     const table = service.catalog.tables.get(column.address);
-    if (table !== undefined) census.push(await countVersions(databaseOf(service, table), table, column.column));
+    if (table === undefined) continue;
+    const counted = await lookUpVersions(service, table, column, deadline);
+    const versions = counted && Object.fromEntries(counted.value);
+    census.push({ table: column.address, column: column.column, ...present({ versions, countedAt: counted?.at }) });
   }
   return census;
 }
 
-async function describeFamily(service: Service, known: KeyFamily): Promise<object> {
+async function describeFamily(service: Service, known: KeyFamily, deadline: number): Promise<object> {
   const uses = await listLastUses(service.pool, known.family);
-  const census = await takeCensus(service, known.family);
+  const census = await takeCensus(service, known.family, deadline);
   const columns = service.policy.columns.filter((each) => each.class === known.family);
   const warnings = [...listWarnings(service.catalog, columns), ...(await listMirrorWarnings(service.pool, columns))];
   const retirements = await describeRetirements(service, known.family);
@@ -42,7 +46,7 @@ async function describeFamily(service: Service, known: KeyFamily): Promise<objec
     family: known.family,
     active: known.active,
     versions,
-    census: census.map(({ table, column, counts }) => ({ table, column, versions: Object.fromEntries(counts) })),
+    census,
     nextRotationAt: known.nextRotationAt,
     ...(warnings.length > 0 && { warnings }),
   };
@@ -54,7 +58,8 @@ export const listKeys: Operation = (service, call) =>
     const { cursor = '' } = call.query;
     const rest = families.filter(({ family }) => family > cursor);
     const { page, next } = cutPage(call, rest, ({ family }) => family);
-    return { body: { items: await Promise.all(page.map((each) => describeFamily(service, each))), ...next } };
+    const deadline = performance.now() + countMaxMs;
+    return { body: { items: await Promise.all(page.map((each) => describeFamily(service, each, deadline))), ...next } };
   });
 
 export const getKey: Operation = (service, call) => {
@@ -66,7 +71,7 @@ export const getKey: Operation = (service, call) => {
     async () => {
       const known = service.keyring.state.families.get(family);
       if (known === undefined) throw new FieldkeepError('class_unknown', 'There is no key family of this name.');
-      return { body: await describeFamily(service, known) };
+      return { body: await describeFamily(service, known, performance.now() + countMaxMs) };
     },
   );
 };

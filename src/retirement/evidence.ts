@@ -4,15 +4,17 @@
  *
  *     turn       oldest first, followed by an active version, no rotation under way
  *     rules      guards, backups, reads (retire.ts); the customer's databases are asked about their guards
- *     counted    writers waited out, then every registered column: one value of it, or one that cannot be counted, and no
+ *     counted    writers waited out, then every registered column: one value of it, or one that cannot be counted, and no;
+ *                by version only at the end, for on a large table that takes longer than a call may
  *     searched   columns that nobody registered
  *
  * A waiver takes the place of guards and of the search where they cannot be had; of nothing else.
  */
+import { askWithin, type Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import type { KeyFamily, KeyVersion } from '../keys/version.ts';
 import { loadCatalog, type TableShape } from '../targets/catalog.ts';
-import { countVersions, waitOutWriters } from '../rotation/census.ts';
+import { countVersions, hasStale, waitOutWriters } from '../rotation/census.ts';
 import { readFacts } from './facts.ts';
 import { readGuards } from './guard.ts';
 import { describeMissing, isWaivable, listMissing, type Missing, type RetireFacts } from './retire.ts';
@@ -101,6 +103,7 @@ export function findFloor(family: KeyFamily, version: KeyVersion): number {
 }
 
 const namedMax = 4;
+const lookMaxMs = 1_000;
 
 function refuseMissing({ family, version }: Question, missing: readonly Missing[], withoutGuards: boolean): void {
   if (missing.length === 0) return;
@@ -113,8 +116,28 @@ function refuseMissing({ family, version }: Question, missing: readonly Missing[
 
 type Tables = ReadonlyMap<string, TableShape>;
 
+/** What of the version, and of malformed envelopes, is looked for before the end, within the time of a call. */
+async function countHeld(db: Pool, table: TableShape, column: string, version: number): Promise<Map<number, number>> {
+  const held = (value: number) =>
+    askWithin(db, lookMaxMs, async (tx) => Number(await hasStale(tx, table, [{ column, value: [value] }])));
+  const [found, malformed] = [await held(version), await held(-1)];
+  if (found !== undefined && malformed !== undefined)
+    return new Map([
+      [version, found],
+      [-1, malformed],
+    ]);
+  const way = table.indexed.has(column) ? 'try again' : 'it lacks the version index that `npm run target:setup` makes';
+  throw new NotNow(`Column ${column} of ${table.address} takes longer to look through than a call may: ${way}.`);
+}
+
 /** Errors: `conflict` for the first column that holds the version, or cannot be counted. */
-async function countColumns(shop: Workshop, { family, version }: Question, tables: Tables, waitOutMaxMs: number) {
+async function countColumns(
+  shop: Workshop,
+  { family, version }: Question,
+  tables: Tables,
+  waitOutMaxMs: number,
+  isFinal: boolean,
+) {
   const census: { table: string; column: string; versions: Record<string, number> }[] = [];
   for (const { address, column } of shop.policy.columns.filter((each) => each.class === family)) {
     const table = tables.get(address)!;
@@ -122,14 +145,15 @@ async function countColumns(shop: Workshop, { family, version }: Question, table
     if (!(await waitOutWriters(db, table, waitOutMaxMs))) {
       throw new NotNow(`A transaction that writes to ${address} is open: it may hold a value of version ${version}.`);
     }
-    const { counts } = await countVersions(db, table, column);
-    const held = counts.get(version) ?? 0;
-    if (held > 0) throw conflict(`Column ${column} of ${address} holds ${held} values of version ${version}.`);
-    const malformed = counts.get(-1) ?? 0;
+    const counts = isFinal
+      ? (await countVersions(db, table, column)).counts
+      : await countHeld(db, table, column, version);
+    const [held, malformed] = [counts.get(version) ?? 0, counts.get(-1) ?? 0];
+    const say = (n: number) => (isFinal ? `${n} ` : '');
+    if (held > 0) throw conflict(`Column ${column} of ${address} holds ${say(held)}values of version ${version}.`);
     if (malformed > 0) {
-      throw conflict(
-        `Column ${column} of ${address} holds ${malformed} malformed envelopes, whose version nobody knows.`,
-      );
+      const what = `${say(malformed)}malformed envelopes`;
+      throw conflict(`Column ${column} of ${address} holds ${what}, whose version nobody knows.`);
     }
     census.push({ table: address, column, versions: Object.fromEntries(counts) });
   }
@@ -212,7 +236,7 @@ export async function examineVersion(
     missing.filter((each) => !withoutGuards || !isWaivable(each)),
     withoutGuards,
   );
-  const census = await countColumns(shop, asked, tables, waitOutMaxMs);
+  const census = await countColumns(shop, asked, tables, waitOutMaxMs, isFinal);
   const undeclared = await search(shop, asked, isFinal);
   if (undeclared.unsearched.length > 0) {
     const places = undeclared.unsearched.join(', ');

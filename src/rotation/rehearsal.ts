@@ -9,10 +9,10 @@ import { encodeContext } from '../crypto/context.ts';
 import { parseEnvelope } from '../crypto/envelope.ts';
 import { FieldkeepError } from '../errors.ts';
 import { getReadable } from '../keys/version.ts';
-import type { RegisteredColumn } from '../policy/policy.ts';
+import { columnId, type RegisteredColumn } from '../policy/policy.ts';
 import { keyAfter, readBatch, type Key, type Row } from './batch.ts';
 import { formatRow, listWarnings, type TableShape } from '../targets/catalog.ts';
-import { countVersions } from './census.ts';
+import { countMaxMs, lookUpVersions, type Counts } from './counts.ts';
 import { handOverMs, isSearchable, limitsOf, searchTokenTtlMs } from './plan.ts';
 import { findPast, findTableSize, upsertRehearsal, type Past } from './rehearsal-store.ts';
 import type { Workshop } from './scan.ts';
@@ -22,6 +22,8 @@ import { columnsOf } from './work.ts';
 
 const samplePlaces = 5;
 const sampleRowsEach = 100;
+/** From one place to the next, along the index: that costs by the row. */
+const strideMax = 100_000;
 /** Of a value's UPDATE, ms, where no run has measured it yet; and of an index entry, bytes. */
 const assumedUpdateMs = 0.08;
 const indexEntryBytes = 100;
@@ -69,7 +71,7 @@ async function readSample(
   const rows: Row[] = [];
   for (const version of versions) {
     const stale = [{ column, value: [version] }];
-    const stride = Math.max(sampleRowsEach, Math.floor(total / samplePlaces));
+    const stride = Math.max(sampleRowsEach, Math.min(strideMax, Math.floor(total / samplePlaces)));
     for (let place = 0, after: Key | undefined; place < samplePlaces; place += 1) {
       const from = after === undefined ? {} : { after };
       rows.push(...(await readBatch(db, table, { columns: [column], stale, rowsMax: sampleRowsEach, ...from })));
@@ -140,14 +142,19 @@ function warn(shop: Workshop, columns: readonly RegisteredColumn[], sampled: Sam
 }
 
 /** Errors: those of the databases, outages of keys. */
-export async function rehearse(shop: Workshop, family: string): Promise<Rehearsal> {
+export async function rehearse(shop: Workshop & { readonly counts: Counts }, family: string): Promise<Rehearsal> {
+  const deadline = performance.now() + countMaxMs;
   const columns = columnsOf(shop.catalog, { kind: 'rotation', family });
   const estimates: (Estimate & { column: RegisteredColumn })[] = [];
   for (const column of columns) {
     const table = shop.catalog.tables.get(column.address);
     if (table === undefined) continue;
-    const { counts } = await countVersions(databaseOf(shop, table), table, column.column);
-    const stale = [...counts].filter(
+    const counted = await lookUpVersions(shop, table, column, deadline);
+    if (counted === undefined) {
+      const detail = `${columnId(column)} is large and is still being counted: ask again in a moment.`;
+      throw new FieldkeepError('conflict', detail);
+    }
+    const stale = [...counted.value].filter(
       ([version]) => version > 0 || (version === 0 && column.adopt && column.from === undefined),
     );
     const total = stale.reduce((n, [, count]) => n + count, 0);

@@ -157,8 +157,7 @@ async function* scanSteps(job: Job): AsyncGenerator<Prepared> {
   const { range, steps, table, layout, target, throttle } = job;
   const from = steps.findIndex((step) => step.name === range.step);
   for (const step of steps.slice(Math.max(0, from))) {
-    let after = step.name === range.step ? range.cursor : range.lower;
-    for (;;) {
+    const read = (after: Key | undefined) => {
       const request: ReadRequest = {
         columns: layout.read,
         stale: step.stale,
@@ -166,10 +165,19 @@ async function* scanSteps(job: Job): AsyncGenerator<Prepared> {
         ...(after !== undefined && { after }),
         ...(range.upper !== undefined && { upper: range.upper }),
       };
-      const rows = await readBatch(target, table, request);
-      if (rows.length === 0) break;
-      after = rows.at(-1)!.key;
-      yield await renewRows(job, step.name, after, rows, step.stale);
+      const reading = readBatch(target, table, request);
+      reading.catch(() => undefined); // looked at in its turn, unless something else fails first
+      return reading;
+    };
+    let reading = read(step.name === range.step ? range.cursor : range.lower);
+    try {
+      for (let rows = await reading; rows.length > 0; rows = await reading) {
+        const after = rows.at(-1)!.key;
+        reading = read(after); // the thread that renews never waits for rows
+        yield await renewRows(job, step.name, after, rows, step.stale);
+      }
+    } finally {
+      await reading.catch(() => undefined);
     }
   }
 }

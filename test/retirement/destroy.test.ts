@@ -156,7 +156,7 @@ describeVault('destroying a version', function () {
     ]);
     await assert.rejects(destroy(operator), {
       code: 'conflict',
-      message: /bank of demo\.employees holds 1 values of version 1/,
+      message: /bank of demo\.employees holds values of version 1/,
     });
     await it_.owner.query(`update demo.employees set bank = 'fe1.bank.x'`);
     await assert.rejects(destroy(operator), { code: 'conflict', message: /malformed/ });
@@ -165,7 +165,7 @@ describeVault('destroying a version', function () {
     try {
       await writer.query('begin');
       await writer.query(`insert into demo.employees (id, tenant, name, bank) values (2, 'acme', 'x', $1)`, [envelope]);
-      const refused = assert.rejects(destroy(operator), { code: 'conflict', message: /holds 1 values/ });
+      const refused = assert.rejects(destroy(operator), { code: 'conflict', message: /holds values/ });
       await new Promise((resolve) => setTimeout(resolve, 300));
       await writer.query('commit');
       await refused;

@@ -91,7 +91,7 @@ describe('envelopes that come late', () => {
       });
       await writer.query('commit');
       await assert.rejects(examineVersion(bench.service, asked, 100), {
-        message: /ssn of demo\.employees holds 1 values/,
+        message: /ssn of demo\.employees holds values/,
       });
     } finally {
       writer.release();
@@ -172,7 +172,7 @@ describe('envelopes that come late', () => {
     await check('9');
     assert.deepEqual(await looks(bench), []);
     await assert.rejects(agree(bench.service, bench.owner), {
-      message: /ssn of demo\.employees holds 1 values of version 1/,
+      message: /ssn of demo\.employees holds values of version 1/,
     });
     await bench.owner.query(`update fieldkeep.key_versions set activated_at = activated_at - interval '8 d'`);
     await looks(bench);
