@@ -34,6 +34,7 @@ import { auditFamily } from './keys/version.ts';
 import { bindOperations } from './operations/all.ts';
 import { refuse } from './operations/perform.ts';
 import { readPolicy, watchPolicy } from './policy-watch.ts';
+import { readRetirementFigures, retirementFigures } from './retirement/figures.ts';
 import { readFigures, rotationFigures } from './rotation/figures.ts';
 import { openSources } from './rotation/sources.ts';
 import { adoptPolicy, examine, openService, type Service } from './service.ts';
@@ -178,6 +179,7 @@ async function startInside(service: Service, metrics: Metrics, config: Config, u
     key_unwraps_total: keyring.unwraps,
   }));
   exposeSamples(metrics, 'rotations', rotationFigures, () => readFigures(service.pool, keyring.state));
+  exposeSamples(metrics, 'retirement', retirementFigures, () => readRetirementFigures(service));
   const { metricsPort: port, metricsHost: host } = config;
   const server = await listenInside({ registry: metrics.registry, health: () => examine(service), port, host });
   undo.push(() => void server.close());
