@@ -3,7 +3,7 @@
  *
  * Verifies the certificate of a destroyed key version, offline and with nothing but Node: this file can be taken along. FILE is
  * what `npm run keys -- certificate` or GET …/certificate answers; PUBLICKEY is the Ed25519 key that signs checkpoints, 32 bytes
- * in base64, from somebody you trust. Without it the file's own key is used, which proves only that the file is whole.
+ * in base64, from somebody you trust. It then prints what was signed. Without PUBLICKEY the file's own key is used, which proves only that the file is whole.
  */
 import { createHash, createPublicKey, verify } from 'node:crypto';
 import { readFileSync } from 'node:fs';
@@ -28,6 +28,7 @@ function fail(sentence: string): never {
 function parse(text: string, what: string): Record<string, Json> {
   try {
     const value = JSON.parse(text) as Json;
+    canonical(value); // what is nested too deeply for that is no certificate either
     if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Record<string, Json>;
   } catch {
     // told below
@@ -57,12 +58,19 @@ function listChanged(body: Record<string, Json>): string[] {
   return [...names].filter((name) => sections[name] === undefined || told[name] !== digest(sections[name])).sort();
 }
 
+/** Base64 as it is written, and not only as it can be read. */
+function decode(text: string, length: number, what: string): Buffer {
+  const bytes = Buffer.from(text, 'base64');
+  return bytes.length === length && bytes.toString('base64') === text
+    ? bytes
+    : fail(`${what} is not ${length} bytes in base64.`);
+}
+
 function isSigned(text: string, publicKey: string, signature: string): boolean {
-  const bytes = Buffer.from(publicKey, 'base64');
-  if (bytes.length !== 32) fail('the public key is not 32 bytes in base64.');
+  const bytes = decode(publicKey, 32, 'the public key');
   const der = Buffer.concat([Buffer.from('302a300506032b6570032100', 'hex'), bytes]);
   const key = createPublicKey({ key: der, format: 'der', type: 'spki' });
-  return verify(null, Buffer.from(text), key, Buffer.from(signature, 'base64'));
+  return verify(null, Buffer.from(text), key, decode(signature, 64, 'the signature'));
 }
 
 const [file, given] = process.argv.slice(2);
@@ -75,15 +83,25 @@ if (typeof text !== 'string') fail('the file has no certificate.');
 const body = parse(text, 'the certificate');
 if (body.format !== 'fieldkeep-certificate/1') fail('its format is not fieldkeep-certificate/1.');
 if (typeof signature !== 'string' || typeof own !== 'string') fail('the certificate is not signed yet.');
-if (given !== undefined && given !== own) fail('it is signed by another key than the one you gave.');
+if (given !== undefined && !Buffer.from(given, 'base64').equals(Buffer.from(own, 'base64'))) {
+  fail('it is signed by another key than the one you gave.');
+}
 const changed = listChanged(body);
 if (!isSigned(text, own, signature)) {
+  const respelled = 'Its text was put in another order, spaced otherwise, or says something twice';
   const rest = 'its sections agree with their digests: both were changed, or another key signed it';
-  fail(`the signature does not fit. ${changed.length > 0 ? `Changed: ${changed.join(', ')}` : `But ${rest}`}.`);
+  const where =
+    changed.length > 0 ? `Changed: ${changed.join(', ')}` : canonical(body) === text ? `But ${rest}` : respelled;
+  fail(`the signature does not fit. ${where}.`);
 }
 if (changed.length > 0) fail(`what was signed contradicts itself: ${changed.join(', ')}.`);
 const { family, version, destroyedAt } = body;
 process.stdout.write(
   `VALID: version ${JSON.stringify(version)} of family ${canonical(family!)} was destroyed at ${canonical(destroyedAt!)}.\n` +
-    `Signed by ${own}${given === undefined ? ': make sure that this is the key of your audit log' : ''}.\n`,
+    `Signed by ${own}${given === undefined ? ': make sure that this is the key of your audit log' : ''}.\n` +
+    'What it says, section by section:\n' +
+    Object.entries(body)
+      .filter(([name]) => name !== 'digests' && !head.includes(name))
+      .map(([name, section]) => `  ${name}: ${canonical(section)}\n`)
+      .join(''),
 );

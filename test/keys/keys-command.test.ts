@@ -208,6 +208,7 @@ describe('npm run keys', function () {
       const trusted = publicKey.toString('base64');
       const valid = await verify(file, trusted);
       assert.match(valid.out, /^VALID: version 1 of family "bank" was destroyed at "20/, valid.err);
+      assert.match(valid.out, /\n {2}rootKey: \{"keeper":"embedded","key":"bank","oldestAfter":2/);
       assert.match((await verify(file)).out, /make sure that this is the key/);
       assert.match((await verify(file, Buffer.alloc(32).toString('base64'))).err, /another key than the one you gave/);
       const text = readFileSync(file, 'utf8');
@@ -233,6 +234,14 @@ describe('npm run keys', function () {
       assert.match((await change(/"guards":"[^"]*"/, '"guards":"x"')).err, /Changed: guards/);
       writeFileSync(file, JSON.stringify({ ...whole, signature: Buffer.alloc(64).toString('base64') }));
       assert.match((await verify(file, trusted)).err, /its sections agree with their digests/);
+      const respelled = await change(/^\{("[^"]*":)/, '{ $1');
+      assert.match(respelled.err, /^NOT VALID: the signature does not fit\. Its text was put in another order/);
+      assert.match((await change(/^\{/, '{"family":"ssn",')).err, /or says something twice/);
+      writeFileSync(file, JSON.stringify({ ...whole, signature: `${whole.signature}!` }));
+      assert.match((await verify(file, trusted)).err, /^NOT VALID: the signature is not 64 bytes/);
+      const deep = `{"format":"fieldkeep-certificate/1","a":${'['.repeat(50_000)}${']'.repeat(50_000)}}`;
+      writeFileSync(file, JSON.stringify({ ...whole, certificate: deep }));
+      assert.match((await verify(file, trusted)).err, /^NOT VALID: the certificate is not a JSON object/);
       writeFileSync(file, text.slice(0, 40));
       assert.match((await verify(file)).err, /is not a JSON object/);
     } finally {
