@@ -14,7 +14,7 @@ import { askWithin, type Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import type { KeyFamily, KeyVersion } from '../keys/version.ts';
 import { loadCatalog, type TableShape } from '../targets/catalog.ts';
-import { countVersions, hasStale, waitOutWriters } from '../rotation/census.ts';
+import { countsRightly, countVersions, hasStale, waitOutWriters } from '../rotation/census.ts';
 import { readFacts } from './facts.ts';
 import { readGuards } from './guard.ts';
 import { describeMissing, isWaivable, listMissing, type Missing, type RetireFacts } from './retire.ts';
@@ -168,6 +168,10 @@ async function lookAtColumns(shop: Workshop, family: string): Promise<Tables> {
     const { address } = registered;
     const table = tables.get(address);
     if (table === undefined) throw new NotNow(problems.get(address) ?? `Table ${address} cannot be counted.`);
+    if (!(await countsRightly(databaseOf(shop, table)))) {
+      const owner = 'its owner installs ours again (npm run target:setup)';
+      throw new NotNow(`fieldkeep.fe_version is another function in the database of ${address}: ${owner}.`);
+    }
     await readGuards(shop, { registered, table });
   }
   return tables;

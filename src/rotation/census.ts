@@ -62,6 +62,17 @@ export async function hasRefusable(
   return answer[0]!.found;
 }
 
+/** Whether the function that all counts and guards rest on says what it is to say. */
+export async function countsRightly(db: Queryable): Promise<boolean> {
+  const known = [null, null, '', 0, 'x', 0, 'fe1.ssn.1.AA', 1, 'fe1.ssn.42.AA', 42, 'fe1.ssn.01.AA', -1, 'fe7.x', -1];
+  const { rows } = await db.query<{ found: boolean }>(
+    `select bool_and(fieldkeep.fe_version(k.text) is not distinct from k.version) as found
+     from unnest($1::text[], $2::int[]) as k (text, version)`,
+    [known.filter((_, i) => i % 2 === 0), known.filter((_, i) => i % 2 === 1)],
+  );
+  return rows[0]!.found;
+}
+
 /** The lowest and the highest version in a column, undefined when it holds nothing; with the version index at once. */
 export async function findVersionBounds(
   db: Queryable,
@@ -76,13 +87,16 @@ export async function findVersionBounds(
   return lowest === null || highest === null ? undefined : { lowest, highest };
 }
 
-/** Transactions that hold a lock for writing on the table or a partition of it; a prepared one has no process. */
+/** Transactions that hold a lock for writing on the table or what is part of it, partitions and heirs; a prepared one has no process. */
 async function listWriters(db: Queryable, table: TableShape, among?: readonly string[]): Promise<string[]> {
   const { rows } = await db.query<{ id: string }>(
-    `select distinct l.virtualtransaction as id from pg_locks l
+    `with recursive part (oid) as (
+       select $1::regclass::oid union select i.inhrelid from pg_inherits i join part on i.inhparent = part.oid
+     )
+     select distinct l.virtualtransaction as id from pg_locks l
      where l.locktype = 'relation' and l.mode = 'RowExclusiveLock' and l.pid is distinct from pg_backend_pid()
        and l.database = (select oid from pg_database where datname = current_database())
-       and (l.relation = $1::regclass or l.relation in (select relid from pg_partition_tree($1::regclass)))
+       and l.relation in (select oid from part)
        and ($2::text[] is null or l.virtualtransaction = any ($2))`,
     [tableName(table), among ?? null],
   );

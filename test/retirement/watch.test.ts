@@ -100,6 +100,19 @@ describe('envelopes that come late', () => {
     await check('4');
   });
 
+  it('are not called counted where somebody put another function in the place of the one that counts', async () => {
+    await rotate(bench);
+    const asked = { family: 'ssn', version: 1, withoutGuards: true };
+    await examineVersion(bench.service, asked, 100);
+    await bench.owner.query(
+      `create or replace function fieldkeep.fe_version(v text) returns int language sql immutable parallel safe return 9`,
+    );
+    await assert.rejects(examineVersion(bench.service, asked, 100), {
+      code: 'conflict',
+      message: /^fieldkeep\.fe_version is another function in the database of demo\.employees: its owner/,
+    });
+  });
+
   it('of a repeatable read that began before the guard are refused by it when they come to be written', async () => {
     await rotate(bench);
     const writer = await bench.owner.connect();

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { connect } from '../../src/db.ts';
+import { waitOutWriters } from '../../src/rotation/census.ts';
 import { loadCatalog } from '../../src/targets/catalog.ts';
 import { workRange } from '../../src/rotation/range.ts';
 import { advance } from '../../src/rotation/run.ts';
@@ -45,6 +46,28 @@ describe('what a census must not overlook', () => {
     await bench.owner.query('alter table demo.elsewhere rename to employees');
     await bench.owner.query(`update fieldkeep.rotations set blocked_at = now() - interval '1 min'`);
     assert.equal((await drive(bench.service, id, (r) => r.phase === 'done')).phase, 'done');
+  });
+
+  it('a writer that has not ended: in the table itself, in an heir, or prepared and without a process', async () => {
+    const { owner, service } = bench;
+    await owner.query('create table demo.heir () inherits (demo.employees)');
+    const table = service.catalog.tables.get('demo.employees')!;
+    const isWaitedFor = async () => !(await waitOutWriters(service.targets.find(undefined)!, table, 50));
+    assert.equal(await isWaitedFor(), false);
+    const writer = await owner.connect();
+    try {
+      for (const name of ['demo.employees', 'demo.heir']) {
+        await writer.query('begin');
+        await writer.query(`insert into ${name} (id, tenant, name) values (99, 'acme', 'n')`);
+        assert.equal(await isWaitedFor(), true, name);
+        await writer.query(`prepare transaction 'held'`);
+        assert.equal(await isWaitedFor(), true, `${name}, prepared`);
+        await writer.query(`rollback prepared 'held'`);
+        assert.equal(await isWaitedFor(), false, name);
+      }
+    } finally {
+      writer.release();
+    }
   });
 
   it('envelopes of a version that does not exist', async () => {

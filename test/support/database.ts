@@ -56,7 +56,7 @@ async function borrow(ownerUrl: string): Promise<Server> {
 async function embed(): Promise<Server> {
   const home = mkdtempSync(join(tmpdir(), 'fieldkeep-test-'));
   chmodSync(home, 0o711); // as root, Postgres runs as another user below it
-  const settings = { fsync: 'off', max_connections: '300' };
+  const settings = { fsync: 'off', max_connections: '300', max_prepared_transactions: '10' };
   const postgres = await startPostgres({ home, settings });
   return {
     ...postgres,
