@@ -21,7 +21,7 @@ import { describeMissing, isWaivable, listMissing, type Missing, type RetireFact
 import { findUndeclaredSearch, setUndeclared } from './retire-store.ts';
 import type { Workshop } from '../rotation/scan.ts';
 import { databaseOf } from '../targets/targets.ts';
-import { findUndeclared, nameOfColumn, searchEveryMs, type UndeclaredSearch } from './undeclared.ts';
+import { findUndeclared, isFresh, nameOfColumn, type UndeclaredSearch } from './undeclared.ts';
 
 export interface Question {
   readonly family: string;
@@ -180,8 +180,7 @@ async function lookAtColumns(shop: Workshop, family: string): Promise<Tables> {
 /** The worker's last search, unless it is older than a day or looked for less. */
 async function findRecent({ pool }: Workshop, family: string, version: number): Promise<UndeclaredSearch | undefined> {
   const stored = await findUndeclaredSearch(pool, family);
-  if (stored === undefined || stored.upToVersion < version) return undefined;
-  if (Date.now() - stored.searchedAt.getTime() > searchEveryMs) return undefined;
+  if (stored === undefined || stored.upToVersion < version || !isFresh(stored)) return undefined;
   const { searched, found, unsearched } = stored;
   return { searched, found, unsearched };
 }

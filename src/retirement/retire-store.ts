@@ -38,7 +38,8 @@ export async function listProblems(db: Queryable, family: string): Promise<Colum
 
 /** What a search of a family's envelopes in columns that nobody registered came to, and when. */
 export interface StoredSearch extends UndeclaredSearch {
-  readonly searchedAt: Date;
+  /** By the database's clock; negative where that was set back since. */
+  readonly ageMs: number;
   readonly upToVersion: number;
 }
 
@@ -58,14 +59,14 @@ export async function setUndeclared(
 }
 
 export async function findUndeclaredSearch(db: Queryable, family: string): Promise<StoredSearch | undefined> {
-  const { rows } = await db.query<{ searched_at: Date; searched_up_to: number; undeclared: UndeclaredSearch }>(
-    `select searched_at, searched_up_to, undeclared from fieldkeep.watches
-     where family = $1 and undeclared is not null`,
+  const { rows } = await db.query<{ age: number; searched_up_to: number; undeclared: UndeclaredSearch }>(
+    `select extract(epoch from clock_timestamp() - searched_at)::float8 * 1000 as age, searched_up_to, undeclared
+     from fieldkeep.watches where family = $1 and undeclared is not null`,
     [family],
   );
   const row = rows[0];
   if (row === undefined) return undefined;
-  return { searchedAt: row.searched_at, upToVersion: row.searched_up_to, ...row.undeclared };
+  return { ageMs: row.age, upToVersion: row.searched_up_to, ...row.undeclared };
 }
 
 /** By the database's clock: now, and when the last rotation of a family was done. */

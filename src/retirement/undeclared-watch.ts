@@ -4,7 +4,7 @@
  */
 import { findUndeclaredSearch, setUndeclared } from './retire-store.ts';
 import type { Workshop } from '../rotation/scan.ts';
-import { findUndeclared, searchEveryMs } from './undeclared.ts';
+import { findUndeclared, isFresh } from './undeclared.ts';
 
 /** The newest version of a family that waits for its end; undefined where none does. */
 function newestRetired({ keyring }: Workshop, family: string): number | undefined {
@@ -18,8 +18,7 @@ export async function searchDue(shop: Workshop): Promise<void> {
     const version = newestRetired(shop, family);
     if (version === undefined) continue;
     const last = await findUndeclaredSearch(shop.pool, family);
-    const isFresh = last !== undefined && Date.now() - last.searchedAt.getTime() < searchEveryMs;
-    if (isFresh && last.upToVersion >= version) continue;
+    if (last !== undefined && isFresh(last) && last.upToVersion >= version) continue;
     await setUndeclared(shop.pool, family, version, await findUndeclared(shop, family, version));
   }
 }

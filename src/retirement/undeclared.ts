@@ -10,7 +10,12 @@ import { readerVariableOf, type Readers, type TargetName } from '../targets/targ
 import { listTextColumns, searchColumns, type TextColumn } from './undeclared-store.ts';
 
 /** How often workers search while a version waits for its end. */
-export const searchEveryMs = 86_400_000;
+const searchEveryMs = 86_400_000;
+
+/** Whether a search was made in the last day. */
+export function isFresh({ ageMs }: { readonly ageMs: number }): boolean {
+  return ageMs >= 0 && ageMs <= searchEveryMs;
+}
 
 export interface UndeclaredColumn {
   /** The target it is in; absent in Fieldkeep's own database. */
