@@ -11,14 +11,13 @@
  * by TARGET_<NAME>_OWNER_URL or TARGET_<NAME>_URL, DATABASE_OWNER_URL or DATABASE_URL, or the running service's own database,
  * and change nothing. The others ask the service that runs here, as the operator; its workers do the work.
  */
-import { parseArgs } from 'node:util';
 import { readConfig } from '../src/config.ts';
 import { StartupError } from '../src/errors.ts';
 import { readPolicy } from '../src/policy-watch.ts';
 import type { Policy, RegisteredColumn } from '../src/policy/policy.ts';
 import { cancel, describeAdoption, live, look, type LifeVerb } from './adopt/life.ts';
 import { describePlan, getColumn, plan, printSql } from './adopt/plan.ts';
-import { getService, openApi, run, type Api } from './support.ts';
+import { flag, readWords, run, text, withApi } from './support.ts';
 
 const usage = `Usage: npm run adopt -- plan TABLE.COLUMN [--exact] [--json]
        npm run adopt -- sql TABLE.COLUMN [--finish | --undo] [--to COLUMN]
@@ -28,8 +27,6 @@ const usage = `Usage: npm run adopt -- plan TABLE.COLUMN [--exact] [--json]
        npm run adopt -- cancel TABLE.COLUMN [--reason "…"]
        npm run adopt -- status TABLE.COLUMN [--json]`;
 
-const flag = { type: 'boolean', default: false } as const;
-const text = { type: 'string' } as const;
 const flags = { exact: flag, json: flag, finish: flag, undo: flag, wait: flag, leave: flag } as const;
 const texts = { reason: text, approval: text, to: text } as const;
 const options = { ...flags, ...texts };
@@ -46,15 +43,6 @@ interface Verb {
   /** The options that it takes; another one is a mistake. */
   readonly takes: readonly Option[];
   readonly obey: (asked: Asked) => Promise<void>;
-}
-
-async function withApi(work: (api: Api) => Promise<void>): Promise<void> {
-  const api = await openApi(getService());
-  try {
-    await work(api);
-  } finally {
-    api.close();
-  }
 }
 
 /** A verb that the service's workers carry out. */
@@ -118,16 +106,12 @@ const verbs: Readonly<Record<string, Verb>> = {
 };
 
 function readArguments() {
-  try {
-    const { values, positionals } = parseArgs({ allowPositionals: true, options });
-    const [word = '', name, ...more] = positionals;
-    const verb = Object.hasOwn(verbs, word) ? verbs[word] : undefined;
-    const given = (Object.keys(values) as Option[]).filter((option) => values[option] !== false);
-    const fits = verb !== undefined && given.every((option) => verb.takes.includes(option));
-    if (fits && name !== undefined && more.length === 0) return { verb, name, values };
-  } catch {
-    // Told below: node's words repeat what was given.
-  }
+  const { values, positionals } = readWords(usage, { allowPositionals: true, options });
+  const [word = '', name, ...more] = positionals;
+  const verb = Object.hasOwn(verbs, word) ? verbs[word] : undefined;
+  const given = (Object.keys(values) as Option[]).filter((option) => values[option] !== false);
+  const fits = verb !== undefined && given.every((option) => verb.takes.includes(option));
+  if (fits && name !== undefined && more.length === 0) return { verb, name, values };
   throw new StartupError(usage);
 }
 

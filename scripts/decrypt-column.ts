@@ -6,33 +6,24 @@
  * The way out: the values of a registered column are decrypted into another column of the table (or in place, when that is
  * the same), by the job that encrypts, online. Every value that is revealed has its item in the audit log. --wait follows it.
  */
-import { parseArgs } from 'node:util';
 import { readConfig } from '../src/config.ts';
 import { StartupError } from '../src/errors.ts';
 import { readPolicy } from '../src/policy-watch.ts';
 import { live } from './adopt/life.ts';
 import { getColumn, printSql } from './adopt/plan.ts';
-import { getService, openApi, run } from './support.ts';
+import { flag, readWords, run, text, withApi } from './support.ts';
 
 const usage = `Usage: npm run decrypt-column -- TABLE.COLUMN --to COLUMN --sql
        npm run decrypt-column -- TABLE.COLUMN --to COLUMN --reason "…" [--approval ID] [--wait] [--json]
        npm run decrypt-column -- TABLE.COLUMN --to COLUMN --leave [--reason "…"] [--wait] [--json]`;
 
-const flag = { type: 'boolean', default: false } as const;
-const text = { type: 'string' } as const;
 const options = {
   ...{ to: text, reason: text, approval: text },
   ...{ sql: flag, leave: flag, wait: flag, json: flag },
 };
 
 function readArguments() {
-  let parsed;
-  try {
-    parsed = parseArgs({ allowPositionals: true, options });
-  } catch {
-    throw new StartupError(usage);
-  }
-  const { values, positionals } = parsed;
+  const { values, positionals } = readWords(usage, { allowPositionals: true, options });
   const [name, ...more] = positionals;
   const { to, ...rest } = values;
   const isClear = rest.sql ? !rest.leave && rest.reason === undefined : rest.leave || rest.reason !== undefined;
@@ -44,13 +35,9 @@ await run(async () => {
   const { name, to, sql, leave, json, reason, approval, wait } = readArguments();
   const column = getColumn(readPolicy(readConfig(process.env).policyFile), name);
   if (sql) return void process.stdout.write(await printSql({ ...column, from: to }));
-  const api = await openApi(getService());
-  try {
-    const command = `npm run decrypt-column -- ${name} --to ${to}${wait ? ' --wait' : ''}`;
-    const told = await live(api, { verb: leave ? 'leave' : 'undo', name, to, reason, approval, wait, command });
-    process.stdout.write(json ? `${JSON.stringify(told.body)}\n` : told.text);
-    if (told.isStuck === true) process.exitCode = 1;
-  } finally {
-    api.close();
-  }
+  const command = `npm run decrypt-column -- ${name} --to ${to}${wait ? ' --wait' : ''}`;
+  const asked = { verb: leave ? 'leave' : 'undo', name, to, reason, approval, wait, command } as const;
+  const told = await withApi((api) => live(api, asked));
+  process.stdout.write(json ? `${JSON.stringify(told.body)}\n` : told.text);
+  if (told.isStuck === true) process.exitCode = 1;
 });

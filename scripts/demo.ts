@@ -16,21 +16,20 @@ import { startWriter } from './demo/writer.ts';
 import { followRun, type RunProgress } from './progress.ts';
 import {
   findService,
+  formatCount as count,
   formatSeconds,
   mustBeOk,
   openApi,
   openProgress,
+  operator,
   progressLine,
   run,
   type Api,
-  type Caller,
   type RunningService,
 } from './support.ts';
 
 const rowsMax = 5_000_000;
-const operator: Caller = { name: 'operator' };
 const say = (text = '') => void process.stdout.write(`${text}\n`);
-const count = (n: number) => n.toLocaleString('en-US');
 const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
 function readRows(): number {

@@ -11,7 +11,6 @@
  */
 import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
-import { parseArgs } from 'node:util';
 import { readConfig } from '../src/config.ts';
 import { migrate, openPool, roleOf, type Pool } from '../src/db.ts';
 import { writePrivate } from '../src/embedded/home.ts';
@@ -22,24 +21,14 @@ import { getDatabaseUrl } from './keys/database.ts';
 import { destroy } from './keys/destroy.ts';
 import { importMirrors } from './keys/mirrors.ts';
 import { tellOf, tellRefusal } from './keys/told.ts';
-import { run } from './support.ts';
+import { flag, readWords, run, text } from './support.ts';
 
 const usage = `Usage: npm run keys -- export FILE | import FILE | import --mirrors
        npm run keys -- destroy FAMILY VERSION [--reason "…"] [--approval ID] [--without-guards]
        npm run keys -- destroy FAMILY VERSION --call-off --reason "…"
        npm run keys -- certificate FAMILY VERSION [FILE]`;
 
-const text = { type: 'string' } as const;
-const flag = { type: 'boolean', default: false } as const;
 const options = { reason: text, approval: text, 'without-guards': flag, 'call-off': flag, mirrors: flag };
-
-function readArguments() {
-  try {
-    return parseArgs({ allowPositionals: true, options });
-  } catch {
-    throw new StartupError(usage);
-  }
-}
 
 async function exportTo(pool: Pool, file: string): Promise<void> {
   const text = await exportKeys(pool);
@@ -60,7 +49,7 @@ async function importFrom(pool: Pool, file: string): Promise<void> {
 }
 
 await run(async () => {
-  const { positionals, values } = readArguments();
+  const { positionals, values } = readWords(usage, { allowPositionals: true, options });
   const [verb, first, second, third] = positionals;
   const config = readConfig(process.env);
   const version = Number(second);

@@ -1,5 +1,5 @@
 /** Following a run to its end, with a bar, its rate and the time that is left. */
-import { formatSeconds, mustBeOk, openProgress, progressLine, type Api } from './support.ts';
+import { formatCount, formatSeconds, mustBeOk, openProgress, operator, progressLine, type Api } from './support.ts';
 
 export interface RunProgress {
   readonly id: string;
@@ -32,10 +32,9 @@ const pollMs = 250;
 export function describeRun(run: RunProgress): string {
   const sum = (name: 'total' | 'done') => run.columns.reduce((n, column) => n + column[name], 0);
   const [done, total] = [sum('done'), sum('total')];
-  const format = (n: number) => n.toLocaleString('en-US');
   const details = [
-    total === 0 ? '' : `${format(done)} of ${format(total)} values`,
-    run.rowsPerSecond === undefined ? '' : `${format(run.rowsPerSecond)}/s`,
+    total === 0 ? '' : `${formatCount(done)} of ${formatCount(total)} values`,
+    run.rowsPerSecond === undefined ? '' : `${formatCount(run.rowsPerSecond)}/s`,
     run.etaSeconds === undefined ? '' : `${formatSeconds(run.etaSeconds)} left`,
     run.retrying === undefined ? '' : `trying again: ${run.retrying}`,
     run.throttle === undefined ? '' : `held back by ${run.throttle}`,
@@ -50,7 +49,7 @@ export function describeRun(run: RunProgress): string {
   );
 }
 
-const mib = (bytes: number) => `${Math.round(bytes / 2 ** 20).toLocaleString('en-US')} MiB`;
+const mib = (bytes: number) => `${formatCount(Math.round(bytes / 2 ** 20))} MiB`;
 
 /** What became of a run beside what its rehearsal said, if there was one. */
 export function describeOutcome({ predicted, actual }: RunProgress): string | undefined {
@@ -70,7 +69,7 @@ export async function followRun(
   const progress = openProgress();
   for (;;) {
     const path = `/v1/rotations/${id}`;
-    const run = mustBeOk(await api.call({ name: 'operator' }, 'GET', path)) as unknown as RunProgress;
+    const run = mustBeOk(await api.call(operator, 'GET', path)) as unknown as RunProgress;
     const line = `${options.indent ?? ''}${describeRun(run)}${options.also?.() ?? ''}`;
     if (run.phase === 'done' || run.phase === 'blocked' || run.phase === 'cancelled') {
       const last = run.blocked === undefined ? describeOutcome(run) : `Blocked: ${run.blocked}`;

@@ -7,13 +7,12 @@
  * Starts a rotation of a key family, as the operator, and with --wait follows it to its end; or holds, goes on with or gives
  * up the one under way; or gives up its rows that do not open, once other people have agreed. --json for scripts.
  */
-import { parseArgs } from 'node:util';
 import { StartupError } from '../src/errors.ts';
 import { followRun, type RunProgress } from './progress.ts';
-import { controlRun, operator } from './rotate/control.ts';
+import { controlRun } from './rotate/control.ts';
 import { describeDryRun, type DryRun } from './rotate/dry-run.ts';
 import { decide, waive } from './rotate/waive.ts';
-import { getService, mustBeOk, openApi, run, type Api } from './support.ts';
+import { flag, mustBeOk, operator, readWords, run, text, withApi, type Api } from './support.ts';
 
 const usage = `Usage: npm run rotate -- FAMILY [--wait] [--reason "…"] [--compromised] [--dry-run]
        npm run rotate -- FAMILY --pause | --resume | --cancel [--reason "…"]
@@ -21,8 +20,6 @@ const usage = `Usage: npm run rotate -- FAMILY [--wait] [--reason "…"] [--comp
        npm run rotate -- --approve ID | --deny ID --as NAME --reason "…"
        --json for scripts`;
 
-const flag = { type: 'boolean', default: false } as const;
-const text = { type: 'string' } as const;
 const options = {
   ...{ wait: flag, compromised: flag, 'dry-run': flag, json: flag, reason: text, approval: text, as: text },
   ...{ pause: flag, resume: flag, cancel: flag, waive: flag, approve: text, deny: text },
@@ -46,13 +43,7 @@ const forms = {
 } satisfies Record<string, Form>;
 
 function readArguments() {
-  let parsed;
-  try {
-    parsed = parseArgs({ allowPositionals: true, options });
-  } catch {
-    throw new StartupError(usage);
-  }
-  const { values, positionals } = parsed;
+  const { values, positionals } = readWords(usage, { allowPositionals: true, options });
   const given = Object.entries(values).flatMap(([name, value]) => (value === false || name === 'json' ? [] : [name]));
   const named = given.filter((name) => name in forms) as (keyof typeof forms)[];
   const form = named[0] ?? 'start';
@@ -109,10 +100,5 @@ async function obey(api: Api, asked: Arguments): Promise<void> {
 
 await run(async () => {
   const asked = readArguments();
-  const api = await openApi(getService());
-  try {
-    await obey(api, asked);
-  } finally {
-    api.close();
-  }
+  await withApi((api) => obey(api, asked));
 });

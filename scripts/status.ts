@@ -2,9 +2,7 @@
 import { parseArgs } from 'node:util';
 import { describeAdoption, type Adoption } from './adopt/life.ts';
 import { describeOutcome, describeRun, type RunProgress } from './progress.ts';
-import { getService, mustBeOk, openApi, run, type Caller } from './support.ts';
-
-const operator: Caller = { name: 'operator' };
+import { flag, formatCount, mustBeOk, operator, run, withApi } from './support.ts';
 
 interface Version {
   readonly version: number;
@@ -41,7 +39,6 @@ interface Family {
   readonly warnings?: readonly string[];
 }
 
-const format = (n: number) => n.toLocaleString('en-US');
 const oldMs = 60_000;
 
 function nameVersion(version: string): string {
@@ -74,7 +71,7 @@ function describeVersion(family: string, { version, retirement, destruction }: V
 /** Counts of a large table are those of a while ago. */
 function describeCensus({ versions, countedAt }: Census): string {
   if (versions === undefined) return 'large, being counted: ask again in a moment';
-  const text = Object.entries(versions).map(([version, n]) => `${nameVersion(version)}: ${format(n)}`);
+  const text = Object.entries(versions).map(([version, n]) => `${nameVersion(version)}: ${formatCount(n)}`);
   const old = Date.now() - Date.parse(countedAt!) > oldMs ? `  (counted ${minute(countedAt!)})` : '';
   return `${text.length === 0 ? 'empty' : text.join('  ')}${old}`;
 }
@@ -88,7 +85,7 @@ function describeFamily(family: Family): string[] {
   const next =
     family.nextRotationAt === undefined
       ? 'no schedule'
-      : `next rotation ${family.nextRotationAt.slice(0, 10)}: would make v${newest + 1} and re-encrypt ${about}${format(due)} values`;
+      : `next rotation ${family.nextRotationAt.slice(0, 10)}: would make v${newest + 1} and re-encrypt ${about}${formatCount(due)} values`;
   const lines = [`${family.family.padEnd(10)} ${versions} · ${next}`];
   for (const census of family.census) {
     lines.push(`${' '.repeat(11)}${census.table}.${census.column}  ${describeCensus(census)}`);
@@ -123,27 +120,13 @@ function describeRuns(runs: readonly RunProgress[]): string[] {
 }
 
 await run(async () => {
-  const { values } = parseArgs({ options: { json: { type: 'boolean', default: false } } });
-  const service = getService();
-  const api = await openApi(service);
-  try {
+  const { values } = parseArgs({ options: { json: flag } });
+  await withApi(async (api, { url }) => {
     const keys = mustBeOk(await api.call(operator, 'GET', '/v1/keys')).items as Family[];
     const rotations = mustBeOk(await api.call(operator, 'GET', '/v1/rotations?limit=20')).items as RunProgress[];
     const adoptions = mustBeOk(await api.call(operator, 'GET', '/v1/adoptions')).items as Adoption[];
-    if (values.json) {
-      process.stdout.write(`${JSON.stringify({ url: service.url, keys, rotations, adoptions })}\n`);
-      return;
-    }
-    const lines = [
-      service.url,
-      '',
-      ...keys.flatMap(describeFamily),
-      '',
-      ...describeRuns(rotations),
-      ...describeAdoptions(adoptions),
-    ];
-    process.stdout.write(`${lines.join('\n')}\n`);
-  } finally {
-    api.close();
-  }
+    const lines = [url, '', ...keys.flatMap(describeFamily), '', ...describeRuns(rotations)];
+    lines.push(...describeAdoptions(adoptions));
+    process.stdout.write(`${values.json ? JSON.stringify({ url, keys, rotations, adoptions }) : lines.join('\n')}\n`);
+  });
 });

@@ -1,7 +1,8 @@
 /** What the commands share: finding the running service, calling it as a principal of the policy, and telling errors. */
 import { readFileSync } from 'node:fs';
-import { Agent, request } from 'node:https';
+import { Agent, request, type RequestOptions } from 'node:https';
 import { join, resolve } from 'node:path';
+import { parseArgs, type ParseArgsConfig } from 'node:util';
 import { openIssuer } from '../src/embedded/issuer.ts';
 import { FieldkeepError, StartupError } from '../src/errors.ts';
 
@@ -13,6 +14,21 @@ export interface RunningService {
   /** The owner's URL, with embedded Postgres only. */
   readonly databaseUrl?: string;
 }
+
+/** Kinds of options of a command. */
+export const flag = { type: 'boolean', default: false } as const;
+export const text = { type: 'string' } as const;
+
+/** The words of the command line. What does not fit is answered by `usage`: node's own words repeat what was given. */
+export function readWords<T extends ParseArgsConfig>(usage: string, config: T): ReturnType<typeof parseArgs<T>> {
+  try {
+    return parseArgs(config);
+  } catch {
+    throw new StartupError(usage);
+  }
+}
+
+export const formatCount = (n: number) => n.toLocaleString('en-US');
 
 export const home = resolve(process.env.FIELDKEEP_HOME || '.fieldkeep');
 
@@ -48,6 +64,9 @@ export interface Caller {
   readonly name: string;
   readonly tenant?: string;
 }
+
+/** Whose calls the commands make. */
+export const operator: Caller = { name: 'operator' };
 
 export interface Answer {
   readonly status: number;
@@ -90,31 +109,31 @@ export async function openApi(service: RunningService): Promise<Api> {
     async call(caller, method, path, body, headers = {}) {
       const token = await tokenFor(caller);
       const text = body === undefined ? undefined : JSON.stringify(body);
-      return await send(
-        new URL(path, service.url),
-        agent,
-        method,
-        { ...headers, authorization: `Bearer ${token}` },
-        text,
-      );
+      const own = { ...headers, authorization: `Bearer ${token}` };
+      return await send(new URL(path, service.url), { method, agent, headers: own }, text);
     },
     close: () => agent.destroy(),
   };
 }
 
-function send(
-  url: URL,
-  agent: Agent,
-  method: string,
-  own: Readonly<Record<string, string>>,
-  text: string | undefined,
-): Promise<Answer> {
+/** Lends a client of the service that runs here to `work`. Errors: StartupError where none does. */
+export async function withApi<T>(work: (api: Api, service: RunningService) => Promise<T>): Promise<T> {
+  const service = getService();
+  const api = await openApi(service);
+  try {
+    return await work(api, service);
+  } finally {
+    api.close();
+  }
+}
+
+function send(url: URL, options: RequestOptions, text: string | undefined): Promise<Answer> {
   const headers = {
-    ...own,
+    ...(options.headers as Record<string, string>),
     ...(text !== undefined && { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) }),
   };
   return new Promise((resolve, reject) => {
-    const outgoing = request(url, { method, agent, headers, timeout: 60_000 }, (incoming) => {
+    const outgoing = request(url, { ...options, headers, timeout: 60_000 }, (incoming) => {
       const chunks: Buffer[] = [];
       incoming.on('data', (chunk: Buffer) => chunks.push(chunk));
       incoming.on('error', reject);

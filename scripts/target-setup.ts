@@ -7,7 +7,6 @@
  * password is printed or set.
  */
 import { readFileSync } from 'node:fs';
-import { parseArgs } from 'node:util';
 import { readConfig, type Config } from '../src/config.ts';
 import { connect, isUnavailable, roleOf, sqlState, type Client } from '../src/db.ts';
 import { readerRole, serviceRole } from '../src/embedded/postgres.ts';
@@ -18,7 +17,7 @@ import { applyStep, findPartitions, lookAtTarget } from '../src/targets/look.ts'
 import { formatPlan, planTarget, type TargetPlanOptions } from '../src/targets/plan.ts';
 import type { Step, TargetState } from '../src/targets/state.ts';
 import { readerVariableOf, variableOf } from '../src/targets/targets.ts';
-import { findService, run } from './support.ts';
+import { findService, flag, readWords, run, text } from './support.ts';
 
 const usage =
   'Usage: npm run target:setup -- NAME [--check | --apply] [--worker ROLE] [--reader ROLE] [--application ROLE]';
@@ -26,21 +25,9 @@ const usage =
 const statementTimeoutMs = 24 * 3_600_000;
 
 function readArguments() {
-  try {
-    const { positionals, values } = parseArgs({
-      allowPositionals: true,
-      options: {
-        check: { type: 'boolean', default: false },
-        apply: { type: 'boolean', default: false },
-        worker: { type: 'string' },
-        reader: { type: 'string' },
-        application: { type: 'string' },
-      },
-    });
-    if (positionals.length === 1 && !(values.check && values.apply)) return { name: positionals[0]!, ...values };
-  } catch {
-    // told below
-  }
+  const options = { check: flag, apply: flag, worker: text, reader: text, application: text };
+  const { positionals, values } = readWords(usage, { allowPositionals: true, options });
+  if (positionals.length === 1 && !(values.check && values.apply)) return { name: positionals[0]!, ...values };
   throw new StartupError(usage);
 }
 

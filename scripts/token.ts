@@ -5,17 +5,17 @@
  */
 import { existsSync } from 'node:fs';
 import { join, resolve } from 'node:path';
-import { parseArgs } from 'node:util';
 import { openIssuer } from '../src/embedded/issuer.ts';
 import { StartupError } from '../src/errors.ts';
 import type { CompiledPrincipal } from '../src/policy/compile.ts';
 import type { Policy } from '../src/policy/policy.ts';
 import { readPolicy } from '../src/policy-watch.ts';
-import { home, run } from './support.ts';
+import { home, readWords, run, text } from './support.ts';
 
 const usage =
   'Usage: npm run -s token -- --agent NAME [--tenant acme] [--ttl 15m] [--scope "decrypt:bank:last4"] [--on-behalf-of PERSON]';
 const unitSeconds: Readonly<Record<string, number>> = { s: 1, m: 60, h: 3600, d: 86_400 };
+const options = { agent: text, tenant: text, ttl: { ...text, default: '15m' }, scope: text, 'on-behalf-of': text };
 const ttlMaxSeconds = 86_400;
 
 function readTtl(text: string): number {
@@ -47,7 +47,7 @@ function subjectOf(
 }
 
 await run(async () => {
-  const { values } = readArguments();
+  const { values } = readWords(usage, { options });
   if (values.agent === undefined) throw new StartupError(usage);
   if (!existsSync(join(home, 'issuer'))) {
     throw new StartupError(`There is no local issuer in ${home} yet. Start the service once: npm start`);
@@ -72,19 +72,3 @@ await run(async () => {
   });
   process.stdout.write(`${token}\n`);
 });
-
-function readArguments() {
-  try {
-    return parseArgs({
-      options: {
-        agent: { type: 'string' },
-        tenant: { type: 'string' },
-        ttl: { type: 'string', default: '15m' },
-        scope: { type: 'string' },
-        'on-behalf-of': { type: 'string' },
-      },
-    });
-  } catch {
-    throw new StartupError(usage);
-  }
-}

@@ -7,7 +7,6 @@
  * exits 1 when something drifted.
  */
 import { readFileSync } from 'node:fs';
-import { parseArgs } from 'node:util';
 import { readConfig } from '../src/config.ts';
 import { StartupError } from '../src/errors.ts';
 import { VaultError, type Vault } from '../src/keys/vault.ts';
@@ -16,28 +15,16 @@ import { openClient } from '../src/keys/vault-open.ts';
 import { planVault, type Step } from '../src/keys/vault-plan.ts';
 import { readPolicy } from '../src/policy-watch.ts';
 import { listVaultNeeds } from '../src/rotation/sources.ts';
-import { run } from './support.ts';
+import { flag, readWords, run, text } from './support.ts';
 
 const usage =
   'Usage: npm run vault:setup -- [--dry-run | --check] [--kubernetes-host URL [--kubernetes-ca FILE]] ' +
   '[--kubernetes-namespace fieldkeep] [--json]';
 
-function readArguments() {
-  try {
-    return parseArgs({
-      options: {
-        'dry-run': { type: 'boolean', default: false },
-        check: { type: 'boolean', default: false },
-        'kubernetes-host': { type: 'string' },
-        'kubernetes-ca': { type: 'string' },
-        'kubernetes-namespace': { type: 'string', default: 'fieldkeep' },
-        json: { type: 'boolean', default: false },
-      },
-    }).values;
-  } catch {
-    throw new StartupError(usage);
-  }
-}
+const options = {
+  ...{ 'dry-run': flag, check: flag, json: flag, 'kubernetes-host': text, 'kubernetes-ca': text },
+  'kubernetes-namespace': { ...text, default: 'fieldkeep' },
+};
 
 function readAuthority(file: string): string {
   try {
@@ -123,7 +110,7 @@ function format({ what, outcome, differences = [] }: Report): string {
 }
 
 await run(async () => {
-  const values = readArguments();
+  const { values } = readWords(usage, { options });
   const config = readConfig(process.env);
   const host = values['kubernetes-host'];
   const ca = values['kubernetes-ca'];

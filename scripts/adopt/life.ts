@@ -1,9 +1,8 @@
 /** The life cycle of an adopted column through the service's API, as the operator: said, followed, and told in sentences. */
-import { operator } from '../rotate/control.ts';
 import { StartupError } from '../../src/errors.ts';
 import { describeVotes, quote, type Approval } from '../rotate/waive.ts';
 import { followRun, type RunProgress } from '../progress.ts';
-import { mustBeOk, openProgress, type Api } from '../support.ts';
+import { formatCount as format, mustBeOk, openProgress, operator, type Api } from '../support.ts';
 
 export interface Adoption {
   readonly table: string;
@@ -43,7 +42,6 @@ export interface Told {
 }
 
 const pollMs = 500;
-const format = (n: number) => n.toLocaleString('en-US');
 const pathOf = (name: string, verb = '') => `/v1/adoptions/${encodeURIComponent(name)}${verb === '' ? '' : `/${verb}`}`;
 
 export async function look(api: Api, name: string): Promise<Adoption> {

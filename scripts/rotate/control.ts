@@ -1,9 +1,7 @@
 /** Holding the unfinished rotation of a family, letting it go on, and giving it up. */
 import { StartupError } from '../../src/errors.ts';
 import type { RunProgress } from '../progress.ts';
-import { mustBeOk, type Api, type Caller } from '../support.ts';
-
-export const operator: Caller = { name: 'operator' };
+import { mustBeOk, operator, type Api } from '../support.ts';
 
 export type ControlVerb = 'pause' | 'resume' | 'cancel';
 

@@ -1,6 +1,6 @@
 /** What a rehearsal of a rotation says, for people. */
 import type { RunProgress } from '../progress.ts';
-import { formatSeconds } from '../support.ts';
+import { formatCount as count, formatSeconds } from '../support.ts';
 
 export interface DryRun extends RunProgress {
   readonly sample: { readonly values: number; readonly failed: number };
@@ -9,8 +9,6 @@ export interface DryRun extends RunProgress {
   readonly warnings: readonly string[];
   readonly nextRotationAt?: string;
 }
-
-const count = (n: number) => n.toLocaleString('en-US');
 
 export function describeDryRun({
   family,

@@ -1,7 +1,6 @@
 /** Giving up the rows of a rotation that do not open: the operator asks, other people agree, the operator does it. */
-import type { Api } from '../support.ts';
-import { mustBeOk } from '../support.ts';
-import { getUnfinished, operator } from './control.ts';
+import { mustBeOk, operator, type Api } from '../support.ts';
+import { getUnfinished } from './control.ts';
 
 export interface Approval {
   readonly id: string;
