@@ -8,23 +8,19 @@ import { join } from 'node:path';
 import { roleOf, type Pool } from '../../src/db.ts';
 import { parsePolicy } from '../../src/policy/policy.ts';
 import { loadCatalog } from '../../src/targets/catalog.ts';
-import { mustBeOk, openApi, type Api } from '../support.ts';
+import { mustBeOk, operator, type Api } from '../support.ts';
 import { Shadow, startApplication } from './adoption/application.ts';
 import { address, columns, makePolicy, makeTable, type Person } from './adoption/people.ts';
 import { openDatabase, type BenchDatabase } from './database.ts';
 import { listBusySpans, sweep, type Row } from './engine.ts';
-import { say } from './live/phases.ts';
-import { startProcess, startService } from './service.ts';
+import { startProcesses, type Undo } from './service.ts';
 import type { BenchOptions, Section } from './table.ts';
-import { openBenchVault } from './vault-server.ts';
+import { say, until, untilDone, type RunState } from './waiting.ts';
 
 const writesPerSecond = 300;
 const rawRowsMax = 1_000_000;
 const batchRows = 1_000;
 const pageRows = 10_000;
-const operator = { name: 'operator' };
-
-type Undo = () => Promise<unknown> | void;
 
 const seconds = (ms: number) => ms / 1000;
 
@@ -55,42 +51,10 @@ async function measureRaw({ owner, serviceUrl }: BenchDatabase, policyText: stri
   return updated / took;
 }
 
-interface Stage {
-  readonly api: Api;
-  readonly hasVault: boolean;
-}
-
-async function startProcesses(database: BenchDatabase, policyText: string, undo: Undo[]): Promise<Stage> {
-  const { home, ownerUrl, serviceUrl } = database;
-  const policy = join(home, 'keys-policy.json');
-  await writeFile(policy, policyText);
-  const vault = await openBenchVault();
-  if (vault !== undefined) undo.push(() => vault.close());
-  const shared = { DATABASE_URL: serviceUrl, DATABASE_OWNER_URL: ownerUrl, FIELDKEEP_POLICY: policy };
-  const variables = { ...shared, ...(vault?.environment ?? { VAULT_ADDR: '', VAULT_TOKEN: '' }) };
-  if (vault !== undefined) {
-    const worker = await startProcess({ ...variables, ROLE: 'worker' });
-    undo.push(() => worker.stop());
-  }
-  const service = await startService({ ...variables, ROLE: vault === undefined ? 'all' : 'api' });
-  undo.push(() => service.stop());
-  const api = await openApi(service);
-  undo.push(() => api.close());
-  return { api, hasVault: vault !== undefined };
-}
-
 interface AdoptionState {
   readonly state: string;
   readonly unfilled: number;
   readonly plaintext: number;
-}
-
-interface RunState {
-  readonly id: string;
-  readonly phase: string;
-  readonly pass: number;
-  readonly blocked?: string;
-  readonly columns: readonly { failed: number; done: number }[];
 }
 
 const pathOf = (column: string) => `/v1/adoptions/${address}.${column}`;
@@ -99,22 +63,12 @@ async function look(api: Api, column: string): Promise<AdoptionState> {
   return mustBeOk(await api.call(operator, 'GET', pathOf(column))) as unknown as AdoptionState;
 }
 
-async function until<T>(ask: () => Promise<T>, holds: (answer: T) => boolean, maxMs: number): Promise<T> {
-  const deadline = performance.now() + maxMs;
-  for (;;) {
-    const answer = await ask();
-    if (holds(answer)) return answer;
-    if (performance.now() > deadline) throw new Error(`It took too long: ${JSON.stringify(answer)}`);
-    await new Promise((resolve) => setTimeout(resolve, 500));
-  }
-}
-
 /** The pace of the first pass, from its plan to the end of its last range. */
 async function fillTable(api: Api, owner: Pool, rows: number): Promise<{ id: string; rowsPerSecond: number }> {
   for (const { column } of columns) mustBeOk(await api.call(operator, 'POST', `${pathOf(column)}/start`, {}));
   const list = async () => {
     const { items } = mustBeOk(await api.call(operator, 'GET', '/v1/rotations?limit=20')) as unknown as {
-      items: (RunState & { kind: string })[];
+      items: RunState[];
     };
     return items.find((item) => item.kind === 'adoption');
   };
@@ -140,10 +94,7 @@ async function perform(api: Api, column: string, verb: string, body: object, row
     }
     answer = mustBeOk(await api.call(operator, 'POST', `${pathOf(column)}/${verb}`, body, headers));
   }
-  const ask = async () =>
-    mustBeOk(await api.call(operator, 'GET', `/v1/rotations/${String(answer.id)}`)) as unknown as RunState;
-  const ended = await until(ask, ({ phase }) => phase === 'done' || phase === 'blocked', 60_000 + rows * 2);
-  if (ended.phase === 'blocked') throw new Error(`${verb} of ${column} is blocked: ${ended.blocked}`);
+  const ended = await untilDone(api, String(answer.id), 60_000 + rows * 2);
   const failed = ended.columns.reduce((n, each) => n + each.failed, 0);
   return { failed, rowsPerSecond: rows / seconds(performance.now() - started) };
 }
@@ -169,8 +120,7 @@ async function count(owner: Pool, condition: string): Promise<number> {
   return Number(rows[0]!.n);
 }
 
-async function goThrough(stage: Stage, owner: Pool, rows: number) {
-  const { api } = stage;
+async function goThrough(api: Api, owner: Pool, rows: number) {
   const shadow = new Shadow(rows);
   say('the table is adopted while the application writes');
   const application = startApplication(owner, 'people', shadow, writesPerSecond);
@@ -205,9 +155,11 @@ export async function benchAdoption({ rows, concurrency }: BenchOptions): Promis
     const raw = await measureRaw(database, policyText, Math.min(rows, rawRowsMax));
     say(`${rows.toLocaleString('en-US')} rows are filled`);
     await makeTable(database.owner, 'people', rows, roleOf(database.serviceUrl));
-    const stage = await startProcesses(database, policyText, undo);
-    const { filled, written, verbs, plaintext, wrong, sealed } = await goThrough(stage, database.owner, rows);
-    const where = stage.hasVault ? 'API and worker are processes of their own, root keys in a Vault' : 'One process';
+    const policy = join(database.home, 'keys-policy.json');
+    await writeFile(policy, policyText);
+    const { api, hasVault } = await startProcesses(database, policy, 1, undo);
+    const { filled, written, verbs, plaintext, wrong, sealed } = await goThrough(api, database.owner, rows);
+    const where = hasVault ? 'API and worker are processes of their own, root keys in a Vault' : 'One process';
     const rate = (name: string, rowsPerSecond: number) => ({
       name,
       figures: { 'rows/s': rowsPerSecond, 'of raw': rowsPerSecond / raw },

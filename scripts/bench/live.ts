@@ -9,12 +9,13 @@ import { countVersion, describePeople, findHighestVersion } from './engine.ts';
 import { Shadow, startApplication } from './live/application.ts';
 import type { Span } from './live/latency.ts';
 import { watchMemory } from './live/memory.ts';
-import { goThrough, say, type Measured } from './live/phases.ts';
+import { goThrough, type Measured } from './live/phases.ts';
 import { tellLatency, tellProof, tellRates, tellScans, type Scan } from './live/report.ts';
 import { openStage, type Stage } from './live/stage.ts';
 import { startTraffic, type Traffic } from './live/traffic.ts';
 import { columns } from './people.ts';
 import type { BenchOptions, Section } from './table.ts';
+import { say } from './waiting.ts';
 
 const requestsPerSecond = 200;
 const writesPerSecond = 500;

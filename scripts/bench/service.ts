@@ -6,8 +6,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { openIssuer } from '../../src/embedded/issuer.ts';
+import { openApi, type Api } from '../support.ts';
+import type { BenchDatabase } from './database.ts';
 import { atExit, removeFolder } from './ending.ts';
 import { policyFile } from './engine.ts';
+import { openBenchVault } from './vault-server.ts';
 
 export interface ServiceProcess {
   readonly child: ChildProcess;
@@ -78,4 +81,40 @@ export async function startService(variables: Readonly<Record<string, string>> =
     ca: readFileSync(join(home, 'tls', 'ca.pem'), 'utf8'),
     token: await issuer.issueToken(who),
   };
+}
+
+/** What has to be undone, newest first. */
+export type Undo = () => Promise<unknown> | void;
+
+/** Processes of the service on one database. */
+export interface Processes {
+  readonly service: Service;
+  /** Those that rotate; the service itself where there is no Vault. */
+  readonly workers: readonly ServiceProcess[];
+  readonly api: Api;
+  readonly hasVault: boolean;
+}
+
+/** With a Vault one that answers agents and others that rotate; embedded root keys serve one process, which does both. */
+export async function startProcesses(
+  { ownerUrl, serviceUrl }: BenchDatabase,
+  policy: string,
+  workers: number,
+  undo: Undo[],
+): Promise<Processes> {
+  const vault = await openBenchVault();
+  if (vault !== undefined) undo.push(() => vault.close());
+  const database = { DATABASE_URL: serviceUrl, DATABASE_OWNER_URL: ownerUrl, FIELDKEEP_POLICY: policy };
+  const variables = { ...database, ...(vault?.environment ?? { VAULT_ADDR: '', VAULT_TOKEN: '' }) };
+  const started: ServiceProcess[] = [];
+  for (let n = 0; vault !== undefined && n < workers; n += 1) {
+    const worker = await startProcess({ ...variables, ROLE: 'worker' });
+    undo.push(() => worker.stop());
+    started.push(worker);
+  }
+  const service = await startService({ ...variables, ROLE: vault === undefined ? 'all' : 'api' });
+  undo.push(() => service.stop());
+  const api = await openApi(service);
+  undo.push(() => api.close());
+  return { service, workers: vault === undefined ? [service] : started, api, hasVault: vault !== undefined };
 }

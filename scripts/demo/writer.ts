@@ -5,6 +5,7 @@
 import { randomInt } from 'node:crypto';
 import type { Pool } from '../../src/db.ts';
 import { mustBeOk, type Api } from '../support.ts';
+import { goOn, type Beside } from './beside.ts';
 import { makeSalary, makeSsn, type Person } from './data.ts';
 
 const batchRows = 20;
@@ -13,12 +14,6 @@ const pauseMs = 25;
 interface Encrypted {
   readonly envelope: string;
   readonly indexes?: { readonly eq?: string | null };
-}
-
-export interface Writer {
-  /** Rows written so far. */
-  readonly written: () => number;
-  stop(): Promise<void>;
 }
 
 type Change = Person & { readonly column: 'ssn' | 'salary'; readonly value: string };
@@ -57,22 +52,7 @@ async function writeOnce(api: Api, owner: Pool, people: Person[]): Promise<numbe
   return changes.length;
 }
 
-/** Keeps writing until stopped; `people` always says what the table must hold. Errors end it and come out of `stop`. */
-export function startWriter(api: Api, owner: Pool, people: Person[]): Writer {
-  let written = 0;
-  let stopping = false;
-  const running = (async () => {
-    while (!stopping) {
-      written += await writeOnce(api, owner, people);
-      await new Promise((resolve) => setTimeout(resolve, pauseMs));
-    }
-  })();
-  running.catch(() => undefined); // told by stop()
-  return {
-    written: () => written,
-    async stop() {
-      stopping = true;
-      await running;
-    },
-  };
+/** Keeps writing until stopped; `people` always says what the table must hold. */
+export function startWriter(api: Api, owner: Pool, people: Person[]): Beside {
+  return goOn(pauseMs, () => writeOnce(api, owner, people));
 }

@@ -1,10 +1,10 @@
 /** An application that knows nothing of encryption: it writes plaintext to random rows at an even pace, NULLs among it. */
 import { randomInt } from 'node:crypto';
 import type { Pool } from '../../../src/db.ts';
-import { clock } from '../live/latency.ts';
+import { keepPace, type Beside } from '../../demo/beside.ts';
 import { typed, valueOf, type Person, type Source } from './people.ts';
 
-const pauseMs = 20;
+const rowsAtOnce = 50;
 const sources: readonly Source[] = ['salary', 'ssn'];
 
 /** What every row must hold: the generation of each value that was written last. */
@@ -31,37 +31,18 @@ export class Shadow {
   }
 }
 
-export interface Application {
-  readonly written: () => number;
-  stop(): Promise<void>;
-}
-
-/** Writes until it is stopped. Errors end it and come out of `stop`. */
-export function startApplication(owner: Pool, table: string, shadow: Shadow, perSecond: number): Application {
-  let stopping = false;
-  let written = 0;
+/** Writes until it is stopped. */
+export function startApplication(owner: Pool, table: string, shadow: Shadow, perSecond: number): Beside {
   const writeOne = async () => {
     const source = sources[randomInt(sources.length)]!;
     const id = 1 + randomInt(shadow.rows);
     const value = shadow.write(source, id);
     const sent = source === 'ssn' ? typed(value) : value;
     await owner.query(`update app.${table} set ${source} = $2 where id = $1`, [id, sent]);
-    written += 1;
   };
-  const running = (async () => {
-    const started = clock();
-    while (!stopping) {
-      const due = Math.floor(((clock() - started) * perSecond) / 1000) - written;
-      for (let n = 0; n < due && !stopping; n += 1) await writeOne();
-      await new Promise((resolve) => setTimeout(resolve, pauseMs));
-    }
-  })();
-  running.catch(() => undefined); // told by stop()
-  return {
-    written: () => written,
-    async stop() {
-      stopping = true;
-      await running;
-    },
-  };
+  return keepPace(perSecond, async (due) => {
+    const rows = Math.min(due, rowsAtOnce);
+    for (let n = 0; n < rows; n += 1) await writeOne();
+    return rows;
+  });
 }

@@ -4,13 +4,13 @@
  */
 import { randomInt } from 'node:crypto';
 import type { Pool } from '../../../src/db.ts';
+import { keepPace, type Beside } from '../../demo/beside.ts';
 import type { Expected } from '../../demo/verify.ts';
 import { mustBeOk, type Api } from '../../support.ts';
 import { address, columns, tenantOf, tenants, valueOf, type Column } from '../people.ts';
 import { clock, Recorder } from './latency.ts';
 
 const batchRowsMax = 100;
-const pauseMs = 20;
 const writersMax = 4;
 
 /** What every row must hold, two bytes a value. */
@@ -63,24 +63,21 @@ function chooseChanges(shadow: Shadow, n: number): Change[] {
     });
 }
 
-export interface Application {
+export interface Application extends Beside {
   /** Of its UPDATEs. */
   readonly recorder: Recorder;
-  stop(): Promise<void>;
 }
 
-export interface ApplicationOptions {
+interface ApplicationOptions {
   readonly api: Api;
   readonly owner: Pool;
   readonly shadow: Shadow;
   readonly perSecond: number;
 }
 
-/** Writes until stopped. Errors end it and come out of `stop`. */
+/** Writes until stopped. */
 export function startApplication({ api, owner, shadow, perSecond }: ApplicationOptions): Application {
   const recorder = new Recorder();
-  let stopping = false;
-  let written = 0;
 
   async function store({ id, column, generation }: Change, { envelope, indexes }: Encrypted): Promise<void> {
     const [sql, token] =
@@ -93,7 +90,7 @@ export function startApplication({ api, owner, shadow, perSecond }: ApplicationO
     shadow.set(column, id, generation);
   }
 
-  async function writeSome(n: number): Promise<void> {
+  async function writeSome(n: number): Promise<number> {
     const changes = chooseChanges(shadow, n);
     const items = changes.map(({ id, column, generation }) => ({
       class: column,
@@ -107,23 +104,9 @@ export function startApplication({ api, owner, shadow, perSecond }: ApplicationO
       for (let pair = pairs.shift(); pair !== undefined; pair = pairs.shift()) await store(...pair);
     };
     await Promise.all(Array.from({ length: writersMax }, write));
-    written += changes.length;
+    return changes.length;
   }
 
-  const running = (async () => {
-    const started = clock();
-    while (!stopping) {
-      const due = Math.floor(((clock() - started) * perSecond) / 1000) - written;
-      if (due > 0) await writeSome(Math.min(due, batchRowsMax, shadow.rows));
-      await new Promise((resolve) => setTimeout(resolve, pauseMs));
-    }
-  })();
-  running.catch(() => undefined); // told by stop()
-  return {
-    recorder,
-    async stop() {
-      stopping = true;
-      await running;
-    },
-  };
+  const beside = keepPace(perSecond, (due) => writeSome(Math.min(due, batchRowsMax, shadow.rows)));
+  return { ...beside, recorder };
 }

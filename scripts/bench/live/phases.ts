@@ -4,23 +4,19 @@
  */
 import { spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
-import { mustBeOk, type Api } from '../../support.ts';
+import { mustBeOk, operator, type Api } from '../../support.ts';
 import { atExit } from '../ending.ts';
 import { listBusySpans } from '../engine.ts';
 import type { Pace } from '../pace.ts';
 import { columns } from '../people.ts';
+import { say, sleep, untilDone } from '../waiting.ts';
 import { clock, secondsOf, type Span } from './latency.ts';
 import type { Stage } from './stage.ts';
 import type { Traffic } from './traffic.ts';
 
-const warmUpSeconds = 5;
+const warmUpMs = 5_000;
 /** Rows of a raw pass at most: six passes are made. */
 const rawRowsMax = 250_000;
-
-const sleep = (seconds: number) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
-
-/** Where a run of minutes is; not on stdout, where the figures go. */
-export const say = (text: string) => void process.stderr.write(`  ${text} …\n`);
 
 async function during<T>(work: () => Promise<T>): Promise<{ span: Span; result: T }> {
   const from = clock();
@@ -50,25 +46,15 @@ interface Rotations {
 
 /** Rotates all families at once, through the API, and follows them to their end. */
 async function rotateAll(api: Api, rows: number, leastSeconds = 0): Promise<Rotations> {
-  const operator = { name: 'operator' };
   const ids: string[] = [];
   for (const family of columns) {
     const started = mustBeOk(await api.call(operator, 'POST', `/v1/keys/${family}/rotate`, { reason: 'bench' }));
     ids.push(started.id as string);
   }
-  const deadline = performance.now() + 120_000 + rows * 6 + 2_000 * leastSeconds;
   let values = 0;
   for (const id of ids) {
-    for (;;) {
-      const run = mustBeOk(await api.call(operator, 'GET', `/v1/rotations/${id}`));
-      if (run.phase === 'blocked') throw new Error(`A rotation is blocked: ${String(run.blocked)}`);
-      if (performance.now() > deadline) throw new Error(`A rotation is ${String(run.phase)} and does not end.`);
-      if (run.phase === 'done') {
-        values += (run.columns as { done: number }[]).reduce((sum, { done }) => sum + done, 0);
-        break;
-      }
-      await sleep(0.25);
-    }
+    const run = await untilDone(api, id, 120_000 + rows * 6 + 2_000 * leastSeconds);
+    values += run.columns.reduce((sum, { done }) => sum + done, 0);
   }
   return { ids, values };
 }
@@ -97,9 +83,9 @@ export async function goThrough(
   { rows, seconds, rate }: { rows: number; seconds: number; rate: number },
 ): Promise<Measured> {
   const { database, api } = stage;
-  await sleep(warmUpSeconds);
+  await sleep(warmUpMs);
   say(`quiet, ${seconds} s`);
-  const quiet = await during(() => sleep(seconds));
+  const quiet = await during(() => sleep(seconds * 1000));
   say('raw UPDATEs');
   traffic.keepSample(true); // no agent could open what they leave for a while
   const raw = await during(() => runRawLoop(database.ownerUrl, rows, seconds));

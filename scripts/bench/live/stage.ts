@@ -4,60 +4,27 @@
  */
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { openApi, type Api } from '../../support.ts';
 import { openDatabase, type BenchDatabase } from '../database.ts';
 import { isAdopted, policyFile } from '../engine.ts';
 import { fill } from '../people.ts';
-import { startProcess, startService, type Service, type ServiceProcess } from '../service.ts';
-import { openBenchVault, type BenchVault } from '../vault-server.ts';
+import { startProcesses, type Processes, type Undo } from '../service.ts';
+import { sleep, until } from '../waiting.ts';
 
-export interface Stage {
+export interface Stage extends Processes {
   readonly database: BenchDatabase;
-  readonly service: Service;
-  /** Those that rotate; the service itself where there is no Vault. */
-  readonly workers: readonly ServiceProcess[];
-  readonly api: Api;
-  readonly hasVault: boolean;
   /** Puts a policy in force in which every class says so of its rotations. */
   limit(rotation: object): Promise<void>;
   close(): Promise<void>;
 }
 
-/** What has to be undone, newest first. */
-type Undo = () => Promise<unknown> | void;
-
 const policyOf = (home: string) => join(home, 'keys-policy.json');
 /** Every process looks at its policy file every two seconds. */
-const policySeconds = 4;
+const policyMs = 4_000;
 
 async function limitRotations(home: string, rotation: object): Promise<void> {
   const file = JSON.parse(await readFile(policyFile, 'utf8')) as { classes: Record<string, object> };
   for (const [name, each] of Object.entries(file.classes)) file.classes[name] = { ...each, rotation };
   await writeFile(policyOf(home), JSON.stringify(file));
-}
-
-async function startAll(
-  { home, ownerUrl, serviceUrl }: BenchDatabase,
-  vault: BenchVault | undefined,
-  workers: number,
-  undo: Undo[],
-): Promise<{ service: Service; workers: ServiceProcess[] }> {
-  const database = { DATABASE_URL: serviceUrl, DATABASE_OWNER_URL: ownerUrl, FIELDKEEP_POLICY: policyOf(home) };
-  if (vault === undefined) {
-    const service = await startService({ ...database, VAULT_ADDR: '', VAULT_TOKEN: '', ROLE: 'all' });
-    undo.push(() => service.stop());
-    return { service, workers: [service] };
-  }
-  const variables = { ...database, ...vault.environment };
-  const started: ServiceProcess[] = [];
-  for (let n = 0; n < workers; n += 1) {
-    const worker = await startProcess({ ...variables, ROLE: 'worker' });
-    undo.push(() => worker.stop());
-    started.push(worker);
-  }
-  const service = await startService({ ...variables, ROLE: 'api' });
-  undo.push(() => service.stop());
-  return { service, workers: started };
 }
 
 /** Everything stands, and every value of the table is an envelope. */
@@ -69,25 +36,20 @@ export async function openStage({ rows, workers }: { rows: number; workers: numb
   try {
     const database = await openDatabase();
     undo.push(() => database.close());
-    const vault = await openBenchVault();
-    if (vault !== undefined) undo.push(() => vault.close());
     await fill(database.owner, rows);
     await limitRotations(database.home, {});
-    const started = await startAll(database, vault, workers, undo);
-    const { service } = started;
-    const api = await openApi({ ...service, pid: service.pid });
-    undo.push(() => api.close());
-    const deadline = performance.now() + 60_000 + rows;
-    while (!(await isAdopted(database.owner))) {
-      if (performance.now() > deadline) throw new Error('The table was not adopted in time.');
-      await new Promise((resolve) => setTimeout(resolve, 250));
-    }
+    const processes = await startProcesses(database, policyOf(database.home), workers, undo);
+    await until(
+      () => isAdopted(database.owner),
+      (isDone) => isDone,
+      60_000 + rows,
+    );
     await database.owner.query('vacuum analyze demo.employees');
     const limit = async (rotation: object) => {
       await limitRotations(database.home, rotation);
-      await new Promise((resolve) => setTimeout(resolve, policySeconds * 1000));
+      await sleep(policyMs);
     };
-    return { database, ...started, api, hasVault: vault !== undefined, limit, close };
+    return { database, ...processes, limit, close };
   } catch (error) {
     await close();
     throw error;
