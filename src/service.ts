@@ -107,28 +107,13 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     onError: warn('A group of audit entries is being sent again.'),
   });
   const sequencer = startSequencer(pool, warn('Audit entries could not be put in order; trying again.'));
-  const onBeatFailed = warn('A heartbeat failed.');
-  const heartbeat = startHeartbeat({
-    pool,
-    keyring,
-    id: instanceId,
-    families: families ?? null,
-    onError: onBeatFailed,
-  });
+  const beating = { pool, keyring, id: instanceId, families: families ?? null };
+  const heartbeat = startHeartbeat({ ...beating, onError: warn('A heartbeat failed.') });
   const keeper = await watchKeeper(rootKeys, log);
   const catalog = await loadCatalog(targets, policy.columns);
-  const makeWanted = async ({ tenant, family, version, target }: Wanted) => {
-    if (!keyring.state.families.get(family)?.versions.has(version)) await keyring.refresh();
-    const state = keyring.state.families.get(family)?.versions.get(version)?.state;
-    if (state !== 'active' && state !== 'pending') return;
-    // A mirror is written by a worker that is connected to it, and only where the policy has a column.
-    const isOurs = target !== undefined && targets.find(target) !== undefined;
-    const mirror = isOurs && listTargets(service.policy).get(target)?.includes(family) === true ? target : undefined;
-    await keyring.getOrMake(tenant, family, version, mirror);
-  };
   const watch = watchKeyState(databaseUrl, warn('The notice channel of key state was lost; connecting again.'), {
     onChange: () => keyring.refresh().then(heartbeat.beat),
-    ...(makes && { onWanted: makeWanted }),
+    ...(makes && { onWanted: (wanted: Wanted) => makeWanted(service, wanted) }),
   });
   const service: Service = {
     instanceId,
@@ -167,6 +152,19 @@ export async function openService(options: ServiceOptions): Promise<Service> {
   const stopMaking = makes ? await keepFamilies(service) : () => undefined;
   const stopLooking = keepCatalog(service, warn('The registered tables could not be looked at.'));
   return service;
+}
+
+/** Makes a data key that another process asked for. */
+async function makeWanted(service: Service, { tenant, family, version, target }: Wanted): Promise<void> {
+  const { keyring, targets, policy } = service;
+  const find = () => keyring.state.families.get(family)?.versions.get(version);
+  if (find() === undefined) await keyring.refresh();
+  const state = find()?.state;
+  if (state !== 'active' && state !== 'pending') return;
+  // A mirror is written by a worker that is connected to it, and only where the policy has a column.
+  const isOurs = target !== undefined && targets.find(target) !== undefined;
+  const mirror = isOurs && listTargets(policy).get(target)?.includes(family) === true ? target : undefined;
+  await keyring.getOrMake(tenant, family, version, mirror);
 }
 
 /** Makes the families that the policy names and the database lacks: now, and whenever there are some. Answers how to stop. */

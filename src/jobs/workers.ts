@@ -32,6 +32,17 @@ const unindexedLookMs = 300_000;
 /** A job is due also when the database's clock goes back: one that waits keeps others for its range from being sent. */
 const longAgo = () => new Date(Date.now() - 86_400_000);
 
+/** Only cron's sense of time: its own timer drops ticks that are late, and tells the console. Answers how to stop. */
+function everyTick(tick: () => void): () => void {
+  const time = new CronTime(everyTwoSeconds);
+  let timer: NodeJS.Timeout;
+  const arm = () => {
+    timer = setTimeout(() => (tick(), arm()), Math.max(0, time.getTimeout()));
+  };
+  arm();
+  return () => clearTimeout(timer);
+}
+
 export interface Workers {
   /** Looks now instead of at the next tick. */
   wake(): void;
@@ -104,46 +115,38 @@ export async function startWorkers(
     ticking ??= tick();
   }
 
+  async function work(rangeId: string): Promise<void> {
+    if (working.has(rangeId)) return; // a second job for it: the first goes on
+    working.add(rangeId);
+    try {
+      await workRange(shop(), rangeId, () => stopping);
+    } catch (error) {
+      if (error instanceof LeaseLost) return; // somebody else goes on with it
+      onError(error);
+      const described = describeError(error);
+      await setRangeError(shop().pool, rangeId, described.code ?? described.name).catch(onError);
+      // pg-boss stores what is thrown with the job, and Postgres may quote a row in its errors.
+      throw new Error(`The range failed: ${JSON.stringify(described)}`);
+    } finally {
+      working.delete(rangeId);
+    }
+  }
+
   await boss.work<RangeJob>(
     rangeQueue,
     { pollingIntervalSeconds: pollSeconds, heartbeatRefreshSeconds: 3, localConcurrency: rangesAtOnce },
     async (jobs) => {
-      for (const job of jobs) {
-        const { rangeId } = job.data;
-        if (working.has(rangeId)) continue; // a second job for it: the first goes on
-        working.add(rangeId);
-        const work = workRange(shop(), rangeId, () => stopping).finally(() => working.delete(rangeId));
-        await work.catch(async (error: unknown) => {
-          if (error instanceof LeaseLost) return; // somebody else goes on with it
-          onError(error);
-          const { name, code } = describeError(error);
-          await setRangeError(shop().pool, rangeId, code ?? name).catch(onError);
-          // pg-boss stores what is thrown with the job, and Postgres may quote a row in its errors.
-          throw new Error(`The range failed: ${JSON.stringify(describeError(error))}`);
-        });
-      }
+      for (const { data } of jobs) await work(data.rangeId);
       wake(); // it may have been the last one
     },
   );
-  // Only cron's sense of time: its own timer drops ticks that are late, and tells the console.
-  const cronTime = new CronTime(everyTwoSeconds);
-  let timer: NodeJS.Timeout;
-  const arm = () => {
-    timer = setTimeout(
-      () => {
-        wake();
-        arm();
-      },
-      Math.max(0, cronTime.getTimeout()),
-    );
-  };
-  arm();
+  const stopTicks = everyTick(wake);
   wake();
   return {
     wake,
     async stop() {
       stopping = true;
-      clearTimeout(timer);
+      stopTicks();
       shop().readers.end(); // a tick, too, may search: right before a version's end
       await boss.offWork(rangeQueue, { wait: true });
       await ticking;
