@@ -6,6 +6,7 @@
  * Works against the running service, or starts one for the time of the demo.
  */
 import { spawn, type ChildProcess } from 'node:child_process';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { openPool, type Pool } from '../src/db.ts';
@@ -30,7 +31,6 @@ import {
 
 const rowsMax = 5_000_000;
 const say = (text = '') => void process.stdout.write(`${text}\n`);
-const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
 function readRows(): number {
   const { values } = parseArgs({ options: { rows: { type: 'string', default: '100000' } } });

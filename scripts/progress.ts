@@ -1,4 +1,5 @@
 /** Following a run to its end, with a bar, its rate and the time that is left. */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { formatCount, formatSeconds, mustBeOk, openProgress, operator, progressLine, type Api } from './support.ts';
 
 export interface RunProgress {
@@ -77,6 +78,6 @@ export async function followRun(
       return run;
     }
     if (options.quiet !== true) progress.show(line);
-    await new Promise((resolve) => setTimeout(resolve, pollMs));
+    await sleep(pollMs);
   }
 }

@@ -5,6 +5,7 @@
 import { randomUUID } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { pino } from 'pino';
 import type { Pool } from '../../src/db.ts';
@@ -78,7 +79,7 @@ async function settle(service: Service, id: string, lanes: number): Promise<Pace
     await advance(service, id);
     const run = await findRun(service.pool, id);
     if (run === undefined || run.doneAt !== undefined || run.phase === 'blocked') break;
-    if (run.phase !== 're-encrypting') await new Promise((resolve) => setTimeout(resolve, tickMs));
+    if (run.phase !== 're-encrypting') await sleep(tickMs);
     const started = performance.now();
     await workRanges(service, lanes);
     if (run.phase === 're-encrypting') seconds += (performance.now() - started) / 1000;

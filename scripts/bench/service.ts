@@ -4,6 +4,7 @@ import { once } from 'node:events';
 import { existsSync, mkdtempSync, readFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { openIssuer } from '../../src/embedded/issuer.ts';
 import { openApi, type Api } from '../support.ts';
@@ -35,7 +36,7 @@ async function readRuntime(child: ChildProcess, home: string): Promise<{ url?: s
   const file = join(home, 'runtime.json');
   for (let waited = 0; !existsSync(file); waited += 50) {
     if (child.exitCode !== null || waited >= startMaxMs) throw new Error('The service did not start.');
-    await new Promise((resolve) => setTimeout(resolve, 50));
+    await sleep(50);
   }
   return JSON.parse(readFileSync(file, 'utf8')) as { url?: string; metricsUrl: string };
 }

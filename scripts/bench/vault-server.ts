@@ -9,6 +9,7 @@ import { mkdtempSync } from 'node:fs';
 import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { readConfig } from '../../src/config.ts';
 import { StartupError } from '../../src/errors.ts';
 import { openClient, type VaultSettings } from '../../src/keys/vault-open.ts';
@@ -93,7 +94,7 @@ async function untilAnswering({ settings, token }: Server): Promise<ReturnType<t
       return client;
     } catch (error) {
       if (performance.now() > deadline) throw error;
-      await new Promise((resolve) => setTimeout(resolve, 100));
+      await sleep(100);
     }
   }
 }

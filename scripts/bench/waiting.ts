@@ -1,10 +1,9 @@
 /** How the benchmarks wait for what others do, and say meanwhile where they are. */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { mustBeOk, operator, type Api } from '../support.ts';
 
 /** Where a run of minutes is; not on stdout, where the figures go. */
 export const say = (text: string) => void process.stderr.write(`  ${text} …\n`);
-
-export const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
 const everyMs = 250;
 

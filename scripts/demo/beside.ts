@@ -1,4 +1,5 @@
 /** Work that goes on beside something else: an application that writes, for as long as it is let. */
+import { setTimeout as sleep } from 'node:timers/promises';
 
 export interface Beside {
   /** What it did so far. */
@@ -14,7 +15,7 @@ export function goOn(pauseMs: number, work: () => Promise<number>): Beside {
   const running = (async () => {
     while (!stopping) {
       written += await work();
-      await new Promise((resolve) => setTimeout(resolve, pauseMs));
+      await sleep(pauseMs);
     }
   })();
   running.catch(() => undefined); // told by stop()

@@ -6,6 +6,7 @@
  * One group is under way at a time; whatever came meanwhile is the next group, so there is no timer and no delay when
  * there is nothing to share. The commit is conditional on the epoch that the answers were computed under.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Client, Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { AuditStream, type Batch, type StreamOptions } from './stream.ts';
@@ -135,7 +136,7 @@ export class AuditLog {
   async close(): Promise<void> {
     this.#closed = true;
     while (this.#queue.length > 0 || this.#underWay.some((append) => !append.settled)) {
-      await new Promise((resolve) => setTimeout(resolve, 5));
+      await sleep(5);
     }
     clearInterval(this.#sweeper);
     await this.#stream.close();

@@ -5,22 +5,17 @@
  * The log line is an allow-list. It has no URL (a query is the client's text), no header and no part of a body.
  */
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import { describeError, FieldkeepError } from '../errors.ts';
+import type { Log } from '../log.ts';
 import type { Principal } from '../policy/access.ts';
 import { securityHeaders } from './headers.ts';
 import type { Metrics } from './metrics.ts';
 import { problemMediaType, toProblem } from './problem.ts';
 import { newRequestId, readClientRequestId } from './request-id.ts';
-import { describeError, FieldkeepError } from '../errors.ts';
-
-/** The part of a pino logger that is used here. */
-export interface Log {
-  info(fields: object, message?: string): void;
-  error(fields: object, message?: string): void;
-}
 
 /** What all exchanges of a server share. */
 export interface Edge {
-  readonly log: Log;
+  readonly log: Pick<Log, 'info' | 'error'>;
   readonly metrics?: Metrics | undefined;
   readonly requestDeadlineMs: number;
   /** Set when the server drains: every answer then ends its connection. */

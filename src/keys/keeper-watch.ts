@@ -3,6 +3,7 @@
  * cache outlive an outage; once it has lasted longer than they do, or from a start that never saw the keeper well, nothing
  * can be opened: only then is it `lost`.
  */
+import type { Log } from '../log.ts';
 import { lifetimeMs } from './keyring.ts';
 import type { RootKeys } from './root-keys.ts';
 
@@ -14,13 +15,11 @@ export interface KeeperWatch {
   stop(): void;
 }
 
-/** The part of a pino logger that is used here. */
-export interface Log {
-  warn(fields: object, message: string): void;
-}
-
 /** Looks once before it answers. */
-export async function watchKeeper(rootKeys: Pick<RootKeys, 'findProblem'>, log: Log): Promise<KeeperWatch> {
+export async function watchKeeper(
+  rootKeys: Pick<RootKeys, 'findProblem'>,
+  log: Pick<Log, 'warn'>,
+): Promise<KeeperWatch> {
   let problem: string | undefined;
   let wellAt: number | undefined;
   let looking: Promise<void> | undefined;

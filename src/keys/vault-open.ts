@@ -1,6 +1,7 @@
 /** Puts client, login, session and transit together: root keys at a Vault, from what the environment says of it. */
 import { readFileSync } from 'node:fs';
 import { describeError, StartupError } from '../errors.ts';
+import type { Log } from '../log.ts';
 import type { RootKeys } from './root-keys.ts';
 import { openTransit } from './transit.ts';
 import { openVault, type Vault } from './vault.ts';
@@ -16,12 +17,6 @@ export interface VaultSettings {
   /** Where transit is mounted. */
   readonly mount: string;
   readonly auth: VaultAuth;
-}
-
-/** The part of a pino logger that is used here. */
-export interface Log {
-  warn(fields: object, message: string): void;
-  error(fields: object, message: string): void;
 }
 
 /** A client for the server that `settings` name. Errors: StartupError when the authority's file cannot be read. */
@@ -42,7 +37,7 @@ export interface VaultRootKeys {
 }
 
 /** Asks Vault nothing yet: a service starts also while it is away. */
-export function openVaultRootKeys(settings: VaultSettings, log: Log): VaultRootKeys {
+export function openVaultRootKeys(settings: VaultSettings, log: Pick<Log, 'warn' | 'error'>): VaultRootKeys {
   const vault = openClient(settings);
   const session = new VaultSession({
     vault,

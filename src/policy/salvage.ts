@@ -17,8 +17,18 @@ const roundsMax = 3;
 const remove = Symbol('remove');
 const principal = (id: string) => ({ tenants: ['*'], identities: [{ issuer: '', sub: id }], grants: [] });
 
+type StandIn = readonly [pattern: readonly string[], make: (id: string) => unknown];
+
+const ofPrincipals = (kind: 'agents' | 'people'): StandIn[] => [
+  [[kind, '*', 'grants', '*', 'when'], () => remove],
+  [[kind, '*', 'grants', '*', 'compromised'], () => remove],
+  [[kind, '*', 'grants', '*'], () => 'audit'],
+  [[kind, '*', 'deny', '*'], () => 'audit'],
+  [[kind, '*'], principal],
+];
+
 /** A path, `*` for any step, and what stands in for it; the first that fits. `id` is a text that occurs nowhere else. */
-const standIns: readonly [pattern: readonly string[], make: (id: string) => unknown][] = [
+const standIns: readonly StandIn[] = [
   [['schemaVersion'], () => 1],
   [['unregistered'], () => 'deny'],
   [['$schema'], () => remove],
@@ -33,16 +43,8 @@ const standIns: readonly [pattern: readonly string[], make: (id: string) => unkn
     () => ({ bind: 'row', padTo: 16, rotateEvery: 'P1D', views: [...views], defaultView: 'exists', mask: '*' }),
   ],
   [['agents', '*', 'tenants'], () => ['*']],
-  [['agents', '*', 'grants', '*', 'when'], () => remove],
-  [['agents', '*', 'grants', '*', 'compromised'], () => remove],
-  [['agents', '*', 'grants', '*'], () => 'audit'],
-  [['agents', '*', 'deny', '*'], () => 'audit'],
-  [['agents', '*'], principal],
-  [['people', '*', 'grants', '*', 'when'], () => remove],
-  [['people', '*', 'grants', '*', 'compromised'], () => remove],
-  [['people', '*', 'grants', '*'], () => 'audit'],
-  [['people', '*', 'deny', '*'], () => 'audit'],
-  [['people', '*'], principal],
+  ...ofPrincipals('agents'),
+  ...ofPrincipals('people'),
   [['issuers', '*'], (id) => ({ issuer: id, jwksFile: id, aud: id, agentClaim: id, tenantClaim: id })],
   [['approvals', '*'], () => remove],
   [

@@ -3,13 +3,14 @@
  * all families. Answers when each was, and how fast.
  */
 import { spawn } from 'node:child_process';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { mustBeOk, operator, type Api } from '../../support.ts';
 import { atExit } from '../ending.ts';
 import { listBusySpans } from '../engine.ts';
 import type { Pace } from '../pace.ts';
 import { columns } from '../people.ts';
-import { say, sleep, untilDone } from '../waiting.ts';
+import { say, untilDone } from '../waiting.ts';
 import { clock, secondsOf, type Span } from './latency.ts';
 import type { Stage } from './stage.ts';
 import type { Traffic } from './traffic.ts';

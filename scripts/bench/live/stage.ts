@@ -4,11 +4,12 @@
  */
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { openDatabase, type BenchDatabase } from '../database.ts';
 import { isAdopted, policyFile } from '../engine.ts';
 import { fill } from '../people.ts';
 import { startProcesses, type Processes, type Undo } from '../service.ts';
-import { sleep, until } from '../waiting.ts';
+import { until } from '../waiting.ts';
 
 export interface Stage extends Processes {
   readonly database: BenchDatabase;
