@@ -8,7 +8,7 @@ import { valueDigest, type DataKey } from '../crypto/data-key.ts';
 import { encodeContext } from '../crypto/context.ts';
 import { FieldkeepError } from '../errors.ts';
 import { findIndexes, listSearchable, type KeyVersion } from '../keys/version.ts';
-import { searchTokenTtlMs } from '../rotation/plan.ts';
+import { searchTokenTtlMs } from '../rotation/phase.ts';
 import {
   checkClassOf,
   checkColumn,

@@ -19,7 +19,7 @@ import { countStale, countVersions, findVersionBounds, hasStale, waitOutWriters 
 import { noteEnd } from './adoption-store.ts';
 import { appendAlways, phaseLine } from './entries.ts';
 import { listRetryable, listWaived } from './failure-store.ts';
-import { limitsOf } from './plan.ts';
+import { limitsOf } from './phase.ts';
 import { insertPass, insertRetry, type RangeSpec } from './range-store.ts';
 import { listRecentRows, type ReadKeys } from './recent.ts';
 import { versionOf } from './renew.ts';

@@ -1,6 +1,6 @@
 /** How far a run is, as the API, the commands and the metrics show it. */
 import type { Queryable } from '../db.ts';
-import { handOverMs, searchTokenTtlMs } from './plan.ts';
+import { handOverMs, searchTokenTtlMs } from './phase.ts';
 import { findRangeError, listProgress, type ColumnProgress } from './range-store.ts';
 import { present } from '../present.ts';
 import type { Prediction, Run } from './store.ts';

@@ -17,7 +17,7 @@ import { FieldkeepError } from '../errors.ts';
 import { loadCatalog, type Catalog } from '../targets/catalog.ts';
 import { appendAlways, batchLine } from './entries.ts';
 import { BatchSize } from './pace.ts';
-import { limitsOf } from './plan.ts';
+import { limitsOf } from './phase.ts';
 import {
   claimRange,
   findRunOf,

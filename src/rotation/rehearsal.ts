@@ -13,7 +13,7 @@ import { columnId, type RegisteredColumn } from '../policy/policy.ts';
 import { keyAfter, readBatch, type Key, type Row } from './batch.ts';
 import { formatRow, listWarnings, type TableShape } from '../targets/catalog.ts';
 import { countMaxMs, lookUpVersions, type Counts } from './counts.ts';
-import { handOverMs, isSearchable, limitsOf, searchTokenTtlMs } from './plan.ts';
+import { handOverMs, isSearchable, limitsOf, searchTokenTtlMs } from './phase.ts';
 import { findPast, findTableSize, upsertRehearsal, type Past } from './rehearsal-store.ts';
 import type { Workshop } from './scan.ts';
 import type { Prediction } from './store.ts';
@@ -29,7 +29,7 @@ const assumedUpdateMs = 0.08;
 const indexEntryBytes = 100;
 const pageBytes = 8192;
 
-export interface Rehearsal {
+interface Rehearsal {
   readonly columns: readonly { readonly table: string; readonly column: string; readonly total: number }[];
   readonly sample: { readonly values: number; readonly failed: number };
   readonly predicted: Prediction;

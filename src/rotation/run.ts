@@ -30,7 +30,7 @@ import { loadCatalog } from '../targets/catalog.ts';
 import { appendAlways, phaseLine } from './entries.ts';
 import { mustGoOn } from './control-store.ts';
 import { block, findProblem, listTables, planPass, verify } from './pass.ts';
-import { handOverMs, isSearchable, limitsOf, searchTokenTtlMs } from './plan.ts';
+import { handOverMs, isSearchable, limitsOf, searchTokenTtlMs } from './phase.ts';
 import { findRangeError, listUnfinishedTables } from './range-store.ts';
 import type { Workshop } from './scan.ts';
 import {

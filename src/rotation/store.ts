@@ -3,7 +3,7 @@ import type { Client, Pool, Queryable } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { aliveSql } from '../keys/instance-store.ts';
 import { present } from '../present.ts';
-import { phaseOf, type Phase } from './plan.ts';
+import { phaseOf, type Phase } from './phase.ts';
 import type { RunKind } from './work.ts';
 
 export interface Run {

@@ -1,5 +1,5 @@
 /**
- * What a run has to do, derived from what is stored. Pure.
+ * The phase that a run is in, derived from what is stored; what it waits for, and how gently it works. Pure.
  *
  *     pending → active → re-encrypting → verifying → done
  *                                      ↘ blocked (rows that do not open; says what to do)
