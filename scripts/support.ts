@@ -52,7 +52,7 @@ export function findService(): RunningService | undefined {
   return isAlive(runtime.pid) ? { ...runtime, home } : undefined;
 }
 
-export function getService(): RunningService {
+function getService(): RunningService {
   const found = findService();
   if (found !== undefined && typeof found.url === 'string') return found;
   if (found !== undefined) throw new StartupError(`The process with its state in ${home} is a worker: it has no API.`);
@@ -60,7 +60,7 @@ export function getService(): RunningService {
 }
 
 /** Who calls: an agent with its tenant, or a system principal without. */
-export interface Caller {
+interface Caller {
   readonly name: string;
   readonly tenant?: string;
 }

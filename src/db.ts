@@ -15,7 +15,7 @@ export type Pool = pg.Pool;
 export type Client = pg.ClientBase;
 export type Queryable = Pick<pg.ClientBase, 'query'>;
 
-export interface PoolOptions {
+interface PoolOptions {
   /** Connections at most. */
   readonly max: number;
   /** Shows in pg_stat_activity. */

@@ -37,7 +37,7 @@ export const errorCodes = [
 export type ErrorCode = (typeof errorCodes)[number];
 
 /** Members that a problem may carry beside code and detail; all of them are safe to show. */
-export interface ErrorExtras {
+interface ErrorExtras {
   /** Seconds after which a repeat is worth it; becomes `Retry-After`. */
   readonly retryAfterSeconds?: number;
   /** The scope that the principal lacks, for `forbidden`. */

@@ -33,7 +33,7 @@ export function countVersion(db: Pool, table: TableShape, column: string, versio
 
 export const policyFile = fileURLToPath(new URL('../../keys-policy.json', import.meta.url));
 
-export async function readShippedPolicy(): Promise<Policy> {
+async function readShippedPolicy(): Promise<Policy> {
   return parsePolicy(await readFile(policyFile, 'utf8'));
 }
 
@@ -142,7 +142,7 @@ export async function listBusySpans(db: Pool, runs: readonly string[]): Promise<
 }
 
 /** Rows read and written as the engine does it, the next batch being read while Postgres updates. */
-export interface Sweep {
+interface Sweep {
   readonly table: TableShape;
   /** What is read, and compared. */
   readonly columns: readonly string[];

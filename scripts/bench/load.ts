@@ -7,7 +7,7 @@ export interface Load {
   readonly p99Ms: number;
 }
 
-export interface LoadRequest {
+interface LoadRequest {
   readonly origin: string;
   readonly ca: string;
   readonly path: string;

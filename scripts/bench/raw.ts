@@ -7,7 +7,7 @@ import type { Pool } from '../../src/db.ts';
 import { sweep, type Row, type TableShape } from './engine.ts';
 import { pace, type Pace } from './pace.ts';
 
-export interface RawPass {
+interface RawPass {
   readonly table: TableShape;
   /** The column of envelopes, then its index columns. */
   readonly columns: readonly string[];

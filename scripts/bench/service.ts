@@ -13,7 +13,7 @@ import { atExit, removeFolder } from './ending.ts';
 import { policyFile } from './engine.ts';
 import { openBenchVault } from './vault-server.ts';
 
-export interface ServiceProcess {
+interface ServiceProcess {
   readonly child: ChildProcess;
   readonly pid: number;
   readonly home: string;
@@ -42,7 +42,7 @@ async function readRuntime(child: ChildProcess, home: string): Promise<{ url?: s
 }
 
 /** On an embedded Postgres of its own unless `variables` name another. */
-export async function startProcess(variables: Readonly<Record<string, string>>): Promise<ServiceProcess> {
+async function startProcess(variables: Readonly<Record<string, string>>): Promise<ServiceProcess> {
   const home = mkdtempSync(join(tmpdir(), 'fieldkeep-bench-'));
   const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
   const own = { FIELDKEEP_HOME: home, FIELDKEEP_POLICY: policyFile, PORT: '0', NODE_ENV: '', DATABASE_URL: '' };

@@ -3,7 +3,7 @@ import { StartupError } from '../../src/errors.ts';
 import type { RunProgress } from '../progress.ts';
 import { mustBeOk, operator, type Api } from '../support.ts';
 
-export type ControlVerb = 'pause' | 'resume' | 'cancel';
+type ControlVerb = 'pause' | 'resume' | 'cancel';
 
 const outcomes: Readonly<Record<ControlVerb, string>> = {
   pause: 'is paused. Let it go on with --resume',

@@ -43,7 +43,7 @@ export async function listOpenedRows(db: Queryable, className: string, { first, 
   return rows.map((row) => row.digest);
 }
 
-export interface OpenedBatch {
+interface OpenedBatch {
   readonly index: number;
   /** Of the rows of which it opened a value of the class. */
   readonly rowDigests: readonly string[];

@@ -253,7 +253,7 @@ export interface EntryFilter {
   readonly to?: string;
 }
 
-export interface EntryPage {
+interface EntryPage {
   readonly items: readonly { readonly index: number; readonly line: string }[];
   readonly nextCursor?: string;
 }

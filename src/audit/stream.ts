@@ -32,7 +32,7 @@ export interface Batch {
   readonly isWanted: () => boolean;
 }
 
-export type Stored =
+type Stored =
   | { readonly result: 'stored'; /** performance.now() before the commit was sent. */ readonly sentAt: number }
   /** The epoch is another; nothing is stored. */
   | { readonly result: 'stale' }

@@ -30,7 +30,7 @@ export interface Identity {
 
 export type Authenticate = (req: IncomingMessage) => Identity | Promise<Identity>;
 
-export interface AuthenticatorOptions {
+interface AuthenticatorOptions {
   /** The policy in force; another object means another policy. */
   readonly policy: () => Policy;
   /** Public keys of the local issuer, when there is one. */

@@ -5,7 +5,7 @@
 import { PgBoss, type Clock } from 'pg-boss';
 import { connect, quoteIdentifier, roleOf } from '../db.ts';
 
-export const bossSchema = 'fieldkeep_jobs';
+const bossSchema = 'fieldkeep_jobs';
 /** Works one key range: {rangeId}. */
 export const rangeQueue = 'ranges';
 const deadQueue = 'ranges-dead';

@@ -52,7 +52,7 @@ interface Negative {
   readonly error?: Error;
 }
 
-export interface KeyringOptions {
+interface KeyringOptions {
   readonly pool: Pool;
   readonly rootKeys: RootKeys;
   /** Whether this process may make data keys itself. */

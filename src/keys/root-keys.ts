@@ -35,7 +35,7 @@ export interface RootKeys {
   close(): void;
 }
 
-export interface SigningKey {
+interface SigningKey {
   readonly version: number;
   readonly publicKey: Buffer;
 }

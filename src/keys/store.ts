@@ -185,12 +185,12 @@ export async function postponeDue(db: Queryable, family: string, at: Date): Prom
   );
 }
 
-export interface StoredDataKey {
+interface StoredDataKey {
   readonly wrapped: string;
   readonly fingerprint: Buffer;
 }
 
-export interface FoundDataKey extends StoredDataKey {
+interface FoundDataKey extends StoredDataKey {
   /** Targets whose mirror holds it. */
   readonly mirrored: readonly string[];
 }

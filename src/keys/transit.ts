@@ -37,7 +37,7 @@ const healthFaults: Readonly<Record<number, string | undefined>> = {
   503: 'Vault is sealed.',
 };
 
-export interface TransitOptions extends VaultCaller {
+interface TransitOptions extends VaultCaller {
   /** Where transit is mounted, without slashes at its ends. */
   readonly mount: string;
 }

@@ -14,7 +14,7 @@ import { rootKeySettings, signingKeyName, signingKeySettings, transitKeyName } f
 import type { VaultAnswer } from './vault.ts';
 import { auditFamily } from './version.ts';
 
-export interface PlanOptions {
+interface PlanOptions {
   /** Where transit is or will be mounted. */
   readonly mount: string;
   /** The classes of the policy. */

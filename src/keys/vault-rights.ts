@@ -5,9 +5,9 @@
 import { transitKeyName, signingKeyName } from './transit.ts';
 import type { Vault } from './vault.ts';
 
-export type Duty = 'api' | 'worker';
+type Duty = 'api' | 'worker';
 
-export interface RightsQuestion {
+interface RightsQuestion {
   readonly mount: string;
   readonly duty: Duty;
   /** Families that the process serves, the internal one included. */

@@ -45,7 +45,7 @@ export async function callWithSession(
   return await vault.call(method, path, await session.getToken(), body);
 }
 
-export interface SessionState {
+interface SessionState {
   /** Whether Vault took our credential when we last asked. */
   readonly authenticated: boolean;
   /** Absent for a token that does not end, and when there is none. */

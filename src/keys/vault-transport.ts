@@ -29,21 +29,21 @@ export interface VaultRequest {
   readonly json?: unknown;
 }
 
-export interface VaultResponse {
+interface VaultResponse {
   readonly statusCode: number;
   readonly body: unknown;
   /** Always '': node-vault takes any answer of sys/health for a good one, and only the status tells a standby. */
   readonly request: { readonly path: '' };
 }
 
-export interface Transport {
+interface Transport {
   send(request: VaultRequest): Promise<VaultResponse>;
   /** Connections opened so far: with keep-alive it stands still. */
   connections(): number;
   close(): void;
 }
 
-export interface TransportOptions {
+interface TransportOptions {
   /** PEM of a private authority, in place of the public ones. */
   readonly ca?: string;
   /** Of a whole call. */

@@ -13,7 +13,7 @@ import nodeVault from 'node-vault';
 import { RootKeyError } from './root-keys.ts';
 import { openTransport, VaultUnreachable, type VaultRequest } from './vault-transport.ts';
 
-export interface VaultOptions {
+interface VaultOptions {
   /** https://host:port */
   readonly address: string;
   readonly namespace?: string;

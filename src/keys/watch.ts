@@ -8,7 +8,7 @@ import { epochChannel, parseWanted, wantedChannel, type Wanted } from './store.t
 
 const reconnectAfterMs = 1_000;
 
-export interface Listeners {
+interface Listeners {
   /** Called at every change and after every reconnection: something may have been missed. */
   readonly onChange: () => Promise<void>;
   /** Called for every data key that somebody wants; whoever asked asks again if it does not come. */

@@ -2,7 +2,7 @@
 import type { Client, Queryable } from '../db.ts';
 import type { ApprovableAction, ApprovalDecision, Asked, Verdict } from '../policy/approval.ts';
 
-export interface NewApproval {
+interface NewApproval {
   readonly id: string;
   readonly action: ApprovableAction;
   /** The path of what it is done to. */

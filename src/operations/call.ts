@@ -35,10 +35,7 @@ function decideAll(policy: Policy, principal: Principal, questions: readonly [Qu
 }
 
 /** For a call whose right depends on what it finds: decides once more. Errors: `forbidden` unless all are allowed. */
-export type Narrow = (what: {
-  readonly class?: string;
-  readonly questions: readonly [Question, ...Question[]];
-}) => void;
+type Narrow = (what: { readonly class?: string; readonly questions: readonly [Question, ...Question[]] }) => void;
 
 /** Runs a call whose entry says `action` and whose right is any of `questions`, and what `compute` narrows it to. */
 export function performCall(

@@ -19,7 +19,7 @@ import { isCanonicalRow } from '../targets/catalog.ts';
 import type { Service } from '../service.ts';
 import { beginEntry, perform, toFieldkeepError, type Attempt, type Call, type Result } from './perform.ts';
 
-export type MaybePromise<T> = T | Promise<T>;
+type MaybePromise<T> = T | Promise<T>;
 
 /** Where a value is, as the request says it; search has no row. */
 export interface Place {
@@ -40,7 +40,7 @@ export interface Work {
 }
 
 /** What the entry tells of an item; computing fills it in as far as it gets. */
-export interface Facts {
+interface Facts {
   view?: string;
   input?: string;
   output?: string;

@@ -32,7 +32,7 @@ export interface Ask<D extends object> {
 }
 
 /** Either the answer to a call that has to wait, or what it may do. */
-export type ApprovalOutcome<D> =
+type ApprovalOutcome<D> =
   | { readonly pending: Computed }
   | {
       readonly id: string;

@@ -17,7 +17,7 @@ export interface Rule {
   readonly compromised: boolean;
 }
 
-export interface Cell {
+interface Cell {
   readonly deny?: string;
   readonly allow: readonly Rule[];
 }

@@ -4,7 +4,7 @@
  * could vanish that way), and where in the text each value stands. Pure.
  */
 
-export interface Flaw {
+interface Flaw {
   readonly offset: number;
   readonly message: string;
 }

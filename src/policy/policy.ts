@@ -37,7 +37,7 @@ export interface RegisteredColumn {
   readonly index: readonly RegisteredIndex[];
 }
 
-export interface RegisteredIndex {
+interface RegisteredIndex {
   readonly name: string;
   readonly column: string;
   /** 1 … 256 */

@@ -6,7 +6,7 @@
 import { toShapeProblems, type ShapeProblem } from './problems.ts';
 import { policySchema, views, type PolicyFile } from './schema.ts';
 
-export interface Salvage {
+interface Salvage {
   readonly file: PolicyFile;
   readonly stoodIn: readonly (readonly PropertyKey[])[];
 }

@@ -2,7 +2,7 @@
 import { normalise } from '../crypto/blind-index.ts';
 import type { FieldClass, View } from './field-class.ts';
 
-export interface Revealed {
+interface Revealed {
   /** May be less than what was asked: a value too short for `last4` comes back `masked`. */
   readonly view: View;
   readonly value: string;

@@ -45,7 +45,7 @@ export function planEmergency(family: KeyFamily, standing: Run | undefined, id: 
 }
 
 /** Who asked, and what they take for compromised. */
-export interface Alarm {
+interface Alarm {
   readonly family: string;
   readonly reason?: string;
   readonly requestedBy: string;

@@ -39,7 +39,7 @@ export async function deleteFailures(tx: Client, run: string): Promise<void> {
   await tx.query('delete from fieldkeep.rotation_failures where rotation = $1 and waived_at is null', [run]);
 }
 
-export interface FailedRows {
+interface FailedRows {
   readonly table: string;
   readonly column: string;
   readonly rows: readonly string[];

@@ -24,7 +24,7 @@ export interface SourceOptions {
   readonly secrets?: ReadonlyMap<string, SourceSecret>;
 }
 
-export interface Opener {
+interface Opener {
   /**
    * What each text says, in order. A text that does not open is an error in its place: `envelope_malformed` when it is
    * nothing that was sealed that way, else `decryption_failed` (also when it is not UTF-8 inside).

@@ -13,7 +13,7 @@ import { findLagMib, findControl, reserveRate } from './throttle-store.ts';
 const lookEveryMs = 500;
 const lagEveryMs = 1_000;
 
-export interface ThrottleOptions {
+interface ThrottleOptions {
   /** Our own database. */
   readonly pool: Pool;
   /** The table's. */

@@ -3,7 +3,7 @@
 /** From and to, in ms of the system's clock, as in the database. */
 export type Span = readonly [from: number, to: number];
 
-export interface Latencies {
+interface Latencies {
   readonly count: number;
   readonly failed: number;
   readonly perSecond: number;

@@ -17,9 +17,9 @@ function readRssMb(pid: number): number | undefined {
 }
 
 /** Figures of one span, MB. Growth is the maximum less what it was after the first fifth: flat is about 0. */
-export type Memory = Readonly<Record<'start MB' | 'at 20 % MB' | 'max MB' | 'end MB' | 'growth MB', number>>;
+type Memory = Readonly<Record<'start MB' | 'at 20 % MB' | 'max MB' | 'end MB' | 'growth MB', number>>;
 
-export interface MemoryWatch {
+interface MemoryWatch {
   summarise(span: Span): Memory;
   stop(): void;
 }

@@ -79,7 +79,7 @@ export interface Traffic {
   stop(): Promise<void>;
 }
 
-export interface TrafficOptions {
+interface TrafficOptions {
   readonly service: Service;
   readonly owner: Pool;
   readonly rows: number;
