@@ -73,10 +73,11 @@ const verbs: Readonly<Record<string, Verb>> = {
   },
   sql: {
     takes: ['finish', 'undo', 'to'],
-    async obey({ column, values }) {
-      if (values.finish && values.undo) throw new StartupError(usage);
-      const about = values.to === undefined ? column : { ...column, from: values.to };
-      process.stdout.write(await printSql(about, values.finish ? 'finish' : values.undo ? 'undo' : undefined));
+    async obey({ policy, column, values: { finish, undo: undone, to } }) {
+      if (finish && undone) throw new StartupError(usage);
+      process.stdout.write(
+        await printSql(policy, column, { to, after: finish ? 'finish' : undone ? 'undo' : undefined }),
+      );
     },
   },
   start: lives('start'),

@@ -33,8 +33,9 @@ function readArguments() {
 
 await run(async () => {
   const { name, to, sql, leave, json, reason, approval, wait } = readArguments();
-  const column = getColumn(readPolicy(readConfig(process.env).policyFile), name);
-  if (sql) return void process.stdout.write(await printSql({ ...column, from: to }));
+  const policy = readPolicy(readConfig(process.env).policyFile);
+  const column = getColumn(policy, name);
+  if (sql) return void process.stdout.write(await printSql(policy, column, { to }));
   const command = `npm run decrypt-column -- ${name} --to ${to}${wait ? ' --wait' : ''}`;
   const asked = { verb: leave ? 'leave' : 'undo', name, to, reason, approval, wait, command } as const;
   const told = await withApi((api) => live(api, asked));

@@ -6,7 +6,7 @@ import type { Finding } from '../../src/adoption/finding.ts';
 import { inspectColumn } from '../../src/adoption/inspect.ts';
 import { findTable } from '../../src/adoption/inspect-store.ts';
 import { planAdoption } from '../../src/adoption/plan.ts';
-import { findByName } from '../../src/adoption/adoption.ts';
+import { findByName, refuseDestination } from '../../src/adoption/adoption.ts';
 import { formatFinish, formatPreparation, formatUndo } from '../../src/adoption/sql.ts';
 import { findPlace } from './databases.ts';
 
@@ -46,7 +46,12 @@ async function withPool<T>(url: string, statementTimeoutMs: number, work: (pool:
 export function getColumn({ columns }: Policy, name: string): RegisteredColumn {
   const found = findByName(columns, name);
   if (found !== undefined) return found;
-  throw new StartupError(`The policy has no column ${name}. Name it as callers do: [target:]schema.table.column`);
+  const last = name.slice(name.lastIndexOf('.') + 1);
+  const alike = columns.filter(({ column }) => column === last).map((each) => `${each.address}.${each.column}`);
+  const meant = alike.length === 0 ? '' : ` It has ${alike.join(', ')}.`;
+  throw new StartupError(
+    `The policy has no column ${name}. Name it as callers do: [target:]schema.table.column.${meant}`,
+  );
 }
 
 /** Looks at the live table. Errors: StartupError when its database is unknown or away. */
@@ -70,13 +75,21 @@ export function describePlan({ table, column, findings }: Planned): string {
   const [stops, changes] = [count('stop'), count('change')];
   const end =
     stops > 0
-      ? `${stops} of ${findings.length} have to be mended before ${table}.${column} can be adopted.`
+      ? `${stops} of ${findings.length} ${stops === 1 ? 'has' : 'have'} to be mended before ${table}.${column} can be adopted.`
       : `${table}.${column} can be adopted. ${changes} ${changes === 1 ? 'thing has' : 'things have'} to be changed on the way.`;
   return `${[...lines, '', end].join('\n')}\n`;
 }
 
-/** What the owner runs: before the start, after `finish`, or after `undo`. */
-export async function printSql(column: RegisteredColumn, after?: 'finish' | 'undo'): Promise<string> {
+/** What the owner runs: before the start, after `finish`, or after `undo`; with `to`, of the way to that column. */
+export async function printSql(
+  { columns }: Policy,
+  registered: RegisteredColumn,
+  { to, after }: { readonly to?: string | undefined; readonly after?: 'finish' | 'undo' | undefined },
+): Promise<string> {
+  const refusal = to === undefined ? undefined : refuseDestination(columns, registered, to);
+  if (refusal !== undefined) throw new StartupError(refusal);
+  if (to === registered.column) throw new StartupError('In place there is nothing to prepare.');
+  const column = to === undefined ? registered : { ...registered, from: to };
   const { url } = findPlace(column, process.env);
   const table = await withPool(url, usualMs, (pool) => findTable(pool, column.schema, column.name));
   if (table === undefined) throw new StartupError(`There is no table ${column.address}, or it cannot be seen.`);

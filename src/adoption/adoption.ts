@@ -54,6 +54,26 @@ export function findByName(columns: readonly RegisteredColumn[], name: string): 
   return columns.find(({ address, column }) => `${address}.${column}` === name);
 }
 
+/**
+ * Why the plaintext of a column must not go to this one, in a sentence: what is somebody else's would be overwritten, by the
+ * job or by the triggers. The column itself will do (in place), and so will its source. Pure.
+ */
+export function refuseDestination(
+  columns: readonly RegisteredColumn[],
+  { address, key, tenant, column }: RegisteredColumn,
+  to: string,
+): string | undefined {
+  const place = `Column ${to} of table ${address}`;
+  if (key.includes(to) || ('column' in tenant && tenant.column === to)) return `${place} is its key or its tenant.`;
+  for (const other of columns.filter((each) => each.address === address)) {
+    const own = other.column === column ? [] : [other.column, ...(other.from === undefined ? [] : [other.from])];
+    if ([...own, ...other.index.map((index) => index.column)].includes(to)) {
+      return `${place} belongs to ${address}.${other.column} by the policy.`;
+    }
+  }
+  return undefined;
+}
+
 /** Pure. `unfilled` is undefined where nobody could count. */
 export function stateOf(
   column: Pick<RegisteredColumn, 'from'>,

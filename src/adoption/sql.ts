@@ -7,7 +7,13 @@
  */
 import { quoteIdentifier } from '../db.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
-import { formatTriggerDrops, formatTriggers, nameFor, type TriggerColumn } from '../targets/adoption-triggers.ts';
+import {
+  emptyCheckName,
+  formatTriggerDrops,
+  formatTriggers,
+  nameFor,
+  type TriggerColumn,
+} from '../targets/adoption-triggers.ts';
 
 export type AdoptedColumn = Pick<RegisteredColumn, 'schema' | 'name' | 'key' | 'column' | 'from' | 'index'>;
 
@@ -96,9 +102,8 @@ function formatColumns(column: AdoptedColumn): string[] {
 }
 
 /** The constraint that keeps the source null after `finish`; in the way of whoever brings values back. */
-const checkOf = (column: AdoptedColumn) => nameFor('fieldkeep_empty', column);
 const formatCheckDrop = (column: AdoptedColumn) =>
-  `alter table ${tableOf(column)} drop constraint if exists ${q(checkOf(column))};`;
+  `alter table ${tableOf(column)} drop constraint if exists ${q(emptyCheckName(column))};`;
 
 /** What is run before an adoption starts. */
 export function formatPreparation(column: AdoptedColumn, table: TableParts): string {
@@ -157,7 +162,7 @@ export function formatFinish(column: AdoptedColumn, table: TableParts): string {
   if (triggers === undefined) {
     return join([[comment('Adopted in place: there is no source that could be dropped.')], forget(column)]);
   }
-  const check = checkOf(column);
+  const check = emptyCheckName(column);
   const at = tableOf(column);
   const remove = [
     formatCheckDrop(column),

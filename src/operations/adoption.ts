@@ -8,8 +8,9 @@ import { canonicalDigest } from '../crypto/canonical.ts';
 import { askWithin } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
-import { findByName, viewAdoption } from '../adoption/adoption.ts';
+import { findByName, refuseDestination, viewAdoption } from '../adoption/adoption.ts';
 import { findAdoption, findColumnRun, setStarted, setUndone } from '../rotation/adoption-store.ts';
+import { listGuards } from '../targets/adoption-trigger-store.ts';
 import { findTriggerProblem } from '../targets/adoption-triggers.ts';
 import { countStale } from '../rotation/census.ts';
 import { countMaxMs } from '../rotation/counts.ts';
@@ -112,6 +113,20 @@ async function checkTriggers(service: Service, table: TableShape, column: Regist
   if (problem !== undefined) throw conflict(`${nameOf(column)} cannot stand beside ${source}: ${problem}`);
 }
 
+function checkDestination({ policy }: Service, column: RegisteredColumn, to: string): void {
+  const refusal = refuseDestination(policy.columns, column, to);
+  if (refusal !== undefined) throw conflict(refusal);
+}
+
+/** Errors: `conflict` when the column itself refuses plaintext. */
+async function checkGuards(service: Service, table: TableShape, { schema, name, column }: RegisteredColumn) {
+  const [guard] = await listGuards(databaseOf(service, table), schema, name, column);
+  if (guard === undefined) return;
+  throw conflict(
+    `The guard ${guard} refuses plaintext in ${table.address}.${column}: the table's owner drops it first.`,
+  );
+}
+
 /** Runs a call on the column of its path; who may rotate its class may make it. */
 function performOnColumn(
   service: Service,
@@ -211,6 +226,10 @@ export const verifyAdoption: Operation = async (service, call) => {
 export const finishAdoption: Operation = async (service, call) => {
   const result = await performOnColumn(service, call, 'adopt', async (column) => {
     const from = needsSource(column, column.from);
+    const { startedAt, undoneAt } = await findAdoption(service.pool, column.address, column.column);
+    if (startedAt === undefined || undoneAt !== undefined) {
+      throw conflict(`${nameOf(column)} is not being adopted: it was never started, or it was undone. Start it first.`);
+    }
     const table = findTable(service, column);
     if (table !== undefined) {
       checkPlaintextColumn(table, from, true);
@@ -232,6 +251,7 @@ export const leaveAdoption: Operation = async (service, call) => {
   const body = call.body as Body;
   const result = await performOnColumn(service, call, 'decrypt', async (column) => {
     const source = needsSource(column, body.to ?? column.from);
+    checkDestination(service, column, source);
     const table = findTable(service, column);
     if (table !== undefined) {
       checkPlaintextColumn(table, source, false);
@@ -260,6 +280,7 @@ export const undoAdoption: Operation = async (service, call) => {
     const known = await findAnswer(service.pool, keyed);
     if (known !== undefined) return known;
     const to = body.to ?? column.from ?? column.column;
+    checkDestination(service, column, to);
     const table = findTable(service, column);
     if (table !== undefined) {
       checkPlaintextColumn(table, to, false);
@@ -269,6 +290,7 @@ export const undoAdoption: Operation = async (service, call) => {
         );
       }
       if (to !== column.column) await checkTriggers(service, table, column, to);
+      else await checkGuards(service, table, column);
     }
     const outcome = await needsApproval(service, call, {
       ...{ action: 'decrypt', about: `/v1/adoptions/${nameOf(column)}`, reason: body.reason },

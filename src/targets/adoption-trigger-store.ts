@@ -47,6 +47,36 @@ export async function listHeirs(db: Queryable, schema: string, name: string): Pr
   return rows.map(({ heir }) => heir);
 }
 
+/** Guards of the column that let no plaintext in. */
+export async function listGuards(db: Queryable, schema: string, name: string, column: string): Promise<string[]> {
+  const { rows } = await db.query<{ guard: string }>(
+    `select k.conname as guard
+     from pg_constraint k join pg_class c on c.oid = k.conrelid join pg_namespace n on n.oid = c.relnamespace
+     where n.nspname = $1 and c.relname = $2 and k.contype = 'c'
+       and starts_with(k.conname::text, fieldkeep.fe_guard_prefix($3)) and pg_get_constraintdef(k.oid) !~ ' = 0'
+     order by guard`,
+    [schema, name, column],
+  );
+  return rows.map(({ guard }) => guard);
+}
+
+/** Whether a CHECK of this name, about this column alone, keeps it null. */
+export async function isKeptNull(
+  db: Queryable,
+  { schema, name, source }: { readonly schema: string; readonly name: string; readonly source: string },
+  check: string,
+): Promise<boolean> {
+  const { rows } = await db.query<{ found: boolean }>(
+    `select exists (
+       select from pg_constraint k join pg_class c on c.oid = k.conrelid join pg_namespace n on n.oid = c.relnamespace
+       where n.nspname = $1 and c.relname = $2 and k.conname = $3 and k.contype = 'c'
+         and pg_get_constraintdef(k.oid) in (format('CHECK ((%I IS NULL))', $4::text), format('CHECK ((%I IS NULL)) NOT VALID', $4::text))
+     ) as found`,
+    [schema, name, check, source],
+  );
+  return rows[0]!.found;
+}
+
 /** A trigger function; undefined when there is none of this name. */
 export async function readFunction(
   db: Queryable,

@@ -65,6 +65,9 @@ export function nameFor(prefix: string, { name, column }: Pick<TriggerColumn, 'n
   return `${cut(`${prefix}_${name}_${column}`, nameBytesMax - hash.length - 1)}_${hash}`;
 }
 
+/** What the constraint is called that keeps the source null after `finish`: nobody can write past the triggers any more. */
+export const emptyCheckName = (of: Pick<TriggerColumn, 'name' | 'column'>) => nameFor('fieldkeep_empty', of);
+
 /** A table's triggers fire in the order of their names, byte by byte. */
 function triggerName(column: string, place: number): string {
   const full = `zzz_fieldkeep_${column}`;

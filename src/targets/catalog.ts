@@ -7,7 +7,8 @@
 import { canonicalJson } from '../crypto/canonical.ts';
 import { isUnavailable, quoteIdentifier, type Queryable } from '../db.ts';
 import { columnId, type RegisteredColumn } from '../policy/policy.ts';
-import { findTriggerProblem } from './adoption-triggers.ts';
+import { isKeptNull } from './adoption-trigger-store.ts';
+import { emptyCheckName, findTriggerProblem } from './adoption-triggers.ts';
 import {
   inspectTable,
   listAdoptions,
@@ -164,6 +165,7 @@ async function findUnready(db: Queryable, column: RegisteredColumn): Promise<str
   if (from === undefined) return undefined;
   const indexColumns = index.map((each) => each.column);
   const of = { schema, name, column: filled, source: from, indexColumns };
+  if (await isKeptNull(db, of, emptyCheckName(of))) return undefined; // finished: nobody can write a source any more
   const problem = await findTriggerProblem(db, of, `npm run adopt -- sql ${address}.${filled}`);
   return problem && `${address}.${filled} is not filled from ${from}: ${problem}`;
 }

@@ -83,7 +83,7 @@ describe('npm run adopt', function () {
     await db.end();
     assert.equal(code, 1);
     assert.match(out, /^STOP {3}Other tables inherit/m);
-    assert.match(out, /1 of \d+ have to be mended before/);
+    assert.match(out, /1 of \d+ has to be mended before/);
   });
 
   it('looks at our own database by its own variables', async () => {
@@ -92,6 +92,17 @@ describe('npm run adopt', function () {
     const { code, err } = await adopt(['plan', 'app.people.own_enc']);
     assert.equal(code, 1);
     assert.match(err, /^DATABASE_URL says which database/);
+  });
+
+  it('prints no triggers that would clear what is not theirs', async () => {
+    for (const [to, words] of [
+      ['id', /is its key or its tenant/],
+      ['pay_enc', /In place there is nothing to prepare/],
+    ] as const) {
+      const { code, out, err } = await adopt(['sql', name, '--to', to]);
+      assert.deepEqual([code, out], [1, '']);
+      assert.match(err, words);
+    }
   });
 
   it('says in a sentence what is wrong', async () => {
@@ -104,6 +115,7 @@ describe('npm run adopt', function () {
       [['constructor', name], {}, /^Usage/],
       [['plan', name, '--nothing'], {}, /^Usage/],
       [['plan', 'app.people.pay'], {}, /^The policy has no column app\.people\.pay\./],
+      [['plan', 'people.pay_enc'], {}, /\[target:\]schema\.table\.column\. It has hr:app\.people\.pay_enc\.$/m],
       [['plan', name], urls, /^TARGET_HR_OWNER_URL or TARGET_HR_URL says where target hr is/],
       [['plan', name, '--exact'], { TARGET_HR_OWNER_URL: '' }, /^The role may not look at the table like this/],
       [['plan', name], { TARGET_HR_OWNER_URL: away }, /^The database of the column cannot be reached/],

@@ -105,6 +105,10 @@ describe('npm run adopt, to the end and back', function () {
     assert.match(await run('adopt', 'finish', name, '--wait'), /finished · 0 values .*Plaintext is left elsewhere:/s);
     assert.ok((await read()).every(({ pay }) => pay === null));
 
+    await psql(await run('adopt', 'sql', name, '--finish'));
+    assert.doesNotMatch(await run('adopt', 'status', name), /triggers/);
+    await psql(await run('adopt', 'sql', name));
+
     const asked = await run('adopt', 'undo', name, '--reason', 'a trial');
     assert.match(asked, /is about making demo\.employees\.pay_enc plaintext again\.\nIt has 0 of 2 approvals/);
     const id = await agree(asked);

@@ -72,6 +72,7 @@ describe('operations/adoption', () => {
     const other = await it_.call('operator', 'POST', '/v1/adoptions/demo.employees.bank/start', {});
     assert.match(String(other.body['detail']), /does not say "adopt": true/);
     assert.equal((await view())['state'], 'waiting');
+    assert.match(String((await post('finish')).body['detail']), /is not being adopted/);
   });
 
   it('fills, and does not finish while the source must hold something', async () => {
@@ -138,6 +139,7 @@ describe('operations/adoption', () => {
     assert.ok(batches.some((entry) => entry['view'] === 'full' && Number(entry['count']) > 0 && 'itemsRoot' in entry));
     assert.equal((await settle(await post('leave')))['phase'], 'done');
     assert.equal((await view())['state'], 'undone');
+    assert.match(String((await post('finish')).body['detail']), /is not being adopted/);
   });
 
   it('has left no value in a table of ours, in the log, or in an answer', async () => {
@@ -161,6 +163,21 @@ describe('operations/adoption', () => {
     assert.match(String(reply.body['detail']), /npm run adopt -- sql demo\.employees\.salary_enc --to plain/);
     const none = await post('undo', { reason: 'x', to: 'nothing' });
     assert.match(String(none.body['detail']), /has no column nothing/);
+  });
+
+  it('decrypts over nothing that is somebody else’s, nor past a guard', async () => {
+    for (const to of ['id', 'tenant', 'bank']) {
+      for (const verb of ['undo', 'leave']) {
+        const { body } = await post(verb, { reason: 'x', to });
+        assert.match(String(body['detail']), /is its key or its tenant|belongs to demo\.employees\.bank by the policy/);
+      }
+    }
+    await it_.owner.query(`alter table demo.employees add constraint fe_guard_salary_enc_2
+      check (fieldkeep.fe_version(salary_enc) >= 2) not valid`);
+    const { body } = await post('undo', { reason: 'x', to: 'salary_enc' });
+    assert.match(String(body['detail']), /The guard fe_guard_salary_enc_2 refuses plaintext/);
+    await it_.owner.query('alter table demo.employees drop constraint fe_guard_salary_enc_2');
+    assert.equal((await post('undo', { reason: 'x', to: 'salary_enc' })).status, 202);
   });
 
   it('does not start while the envelopes go, until that is cancelled', async () => {
