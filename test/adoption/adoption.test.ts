@@ -186,6 +186,13 @@ describe('adoption of a live table', () => {
       left.map(({ id }) => id),
       ['2', '3'],
     );
+    // As ADOPTION.md says it is mended.
+    await owner.query(`begin; set local fieldkeep.reencrypting = on;
+      update public.people set salary_enc = null where id in (2, 3); commit`);
+    await bench.owner.query(`update fieldkeep.rotations set blocked_at = 'epoch'`);
+    assert.equal((await drive(bench.service, finish.id, (run) => run.phase === 'done')).failed, 0);
+    const [, second] = await people();
+    assert.deepEqual([second!.salary, await value(second!.salary_enc, 'salary_enc', '2')], [null, '1.00']);
   });
 
   it('finishes no row that holds plaintext beside what is no envelope', async () => {
