@@ -148,18 +148,26 @@ export interface TableTrigger {
   /** Fires for each row. */
   readonly row: boolean;
   readonly function: string;
+  /** The table, or the partition of it, that has the trigger, as regclass prints it. */
+  readonly table: string;
   /** Whether its function or its condition has the column's name in it. */
   readonly mentions: boolean;
+  /** Whether it takes rows as a whole: to_jsonb(new), old.*, a transition table. */
+  readonly wholeRows: boolean;
 }
 
-/** Triggers of the table that fire in the application's sessions. */
+/** Triggers of the table, and of partitions their own, that fire in the application's sessions. */
 export async function listTriggers(db: Queryable, oid: number, column: string): Promise<TableTrigger[]> {
   const { rows } = await db.query<TableTrigger>(
     `select t.tgname::text as name, (t.tgtype & 2) <> 0 as before, (t.tgtype & 1) <> 0 as row,
-            t.tgfoid::regproc::text as function,
-            p.prosrc ~* $2 or pg_get_triggerdef(t.oid) ~* $2 as mentions
+            t.tgfoid::regproc::text as function, t.tgrelid::regclass::text as "table",
+            p.prosrc ~* $2 or pg_get_triggerdef(t.oid) ~* $2 as mentions,
+            coalesce(t.tgoldtable, t.tgnewtable) is not null
+              or regexp_replace(p.prosrc, '--[^\\n]*|\\mreturn\\s+(old|new)\\M', '', 'gi')
+                   ~* '\\m(old|new)\\M\\s*(\\.\\s*\\*|[^.[:space:]])' as "wholeRows"
      from pg_trigger t join pg_proc p on p.oid = t.tgfoid
-     where t.tgrelid = $1::oid and not t.tgisinternal and t.tgenabled in ('O', 'A')
+     where t.tgrelid in (select $1::oid union select relid from pg_partition_tree($1::oid)) and t.tgparentid = 0
+       and not t.tgisinternal and t.tgenabled in ('O', 'A')
      order by t.tgname collate "C"`,
     [oid, asWord(column)],
   );
@@ -184,7 +192,8 @@ export async function listFunctions(
     `select p.oid::regprocedure::text as name
      from pg_proc p join pg_namespace n on n.oid = p.pronamespace
      where n.nspname not in ('pg_catalog', 'information_schema', 'fieldkeep')
-       and not exists (select from pg_trigger t where t.tgrelid = $3::oid and t.tgfoid = p.oid)
+       and not exists (select from pg_trigger t where t.tgfoid = p.oid
+                       and t.tgrelid in (select $3::oid union select relid from pg_partition_tree($3::oid)))
        and not exists (select from pg_depend d where d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e')
        and p.prosrc ~* $1 and p.prosrc ~* $2
      order by name`,

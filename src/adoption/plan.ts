@@ -162,21 +162,28 @@ function checkIndex({ source }: Case, index: SeenIndex): Finding {
   return change(`Index ${name} (${method}) ${what}`, why, how);
 }
 
-function checkTriggers({ column, seen, source }: Case): Finding[] {
+function checkTriggers({ column, seen, source, inPlace }: Case): Finding[] {
   const of = toTriggerColumn(column);
   const own = of === undefined ? [] : buildTriggers(of).triggers.map(({ name }) => name);
   const first = own[0];
   const isAfter = (name: string) => first !== undefined && Buffer.compare(Buffer.from(name), Buffer.from(first)) > 0;
   return seen.dependents.triggers
     .filter(({ name }) => !name.startsWith('zzz_fieldkeep_'))
-    .map(({ name, before, row, function: by, mentions }) => {
+    .map(({ name, before, row, function: by, table, mentions, wholeRows }) => {
       const what = `Trigger ${name} (${before ? 'before' : 'after'}${row ? ' each row' : ' each statement'}, ${by})`;
       if (before && row && isAfter(name)) {
-        const rename = `alter trigger ${q(name)} on ${q(column.schema)}.${q(column.name)} rename to …;`;
+        const rename = `alter trigger ${q(name)} on ${table} rename to …;`;
         return (mentions ? stop : note)(
           `${what} fires after ours`,
           'What it changes of the source is not seen.',
           rename,
+        );
+      }
+      if (wholeRows && !mentions) {
+        return change(
+          `${what} takes rows as a whole`,
+          `Copies of them that it makes hold ${source} in plain, and ${inPlace ? 'envelopes' : 'nulls'} later on.`,
+          'see to it before the writes move, and to the copies that are there',
         );
       }
       return mentions

@@ -301,13 +301,16 @@ describe('adoption/plan', () => {
     await make();
     await pool.query(
       `create function app.f() returns trigger language plpgsql as 'begin new.pay := 1; return new; end';
-       create function app.g() returns trigger language plpgsql as 'begin return new; end';
+       create function app.g() returns trigger language plpgsql as 'begin -- of new or old
+                 perform new.name; return new; end';
        create trigger early before insert on app.t for each row execute function app.f();
        create trigger "zzz_late" before update on app.t for each row execute function app.f();
        create trigger "zzzz" before update on app.t for each row execute function app.g();
        create trigger ours after update on app.t for each row when (old.pay is null) execute function app.g();
-       create trigger off before update on app.t for each row execute function app.f();
-       alter table app.t disable trigger off`,
+       create function app.audit() returns trigger language plpgsql as 'begin perform to_jsonb(old); return new; end';
+       create trigger audit after update on app.t for each row execute function app.audit();
+       create trigger batch after update on app.t referencing new table as fresh for each statement execute function app.g();
+       create trigger off before update on app.t for each row execute function app.f(); alter table app.t disable trigger off`,
     );
     const findings = await plan();
     assertFound(
@@ -317,6 +320,7 @@ describe('adoption/plan', () => {
         /^stop: Trigger zzz_late .*fires after ours/,
       ],
       ...[/^note: Trigger zzzz .*fires after ours/, /^change: Trigger ours \(after each row, app\.g\) mentions pay/],
+      ...[/^change: Trigger audit .* takes rows as a whole/, /^change: Trigger batch .* takes rows as a whole/],
     );
     assert.doesNotMatch(told(findings).join(), /Trigger off/);
   });
@@ -344,10 +348,8 @@ describe('adoption/plan', () => {
     );
     assertFound(await plan(), /^stop: The table is partitioned by pay/);
     await pool.query(
-      'drop table app.t cascade; create table app.t (id int primary key, tenant text, pay int, pay_enc text) partition by hash (id)',
-    );
-    await pool.query(
-      'create table app.t1 partition of app.t for values with (modulus 1, remainder 0); create index low on app.t1 (pay)',
+      'drop table app.t cascade; create table app.t (id int primary key, tenant text, pay int, pay_enc text) partition by hash (id);' +
+        'create table app.t1 partition of app.t for values with (modulus 1, remainder 0); create index low on app.t1 (pay)',
     );
     const findings = await plan();
     assert.deepEqual(stops(findings), []);
