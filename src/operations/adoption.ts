@@ -279,7 +279,12 @@ export const undoAdoption: Operation = async (service, call) => {
   const result = await performOnColumn(service, call, 'decrypt', async (column) => {
     const known = await findAnswer(service.pool, keyed);
     if (known !== undefined) return known;
-    const to = body.to ?? column.from ?? column.column;
+    const to = body.to ?? column.from ?? (column.adopt ? column.column : undefined);
+    if (to === undefined) {
+      throw conflict(
+        `The policy has no "from" for ${nameOf(column)}: say where its plaintext goes. npm run decrypt-column -- ${nameOf(column)} --to COLUMN`,
+      );
+    }
     checkDestination(service, column, to);
     const table = findTable(service, column);
     if (table !== undefined) {

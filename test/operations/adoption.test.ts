@@ -172,6 +172,8 @@ describe('operations/adoption', () => {
         assert.match(String(body['detail']), /is its key or its tenant|belongs to demo\.employees\.bank by the policy/);
       }
     }
+    const bank = await it_.call('operator', 'POST', '/v1/adoptions/demo.employees.bank/undo', { reason: 'x' });
+    assert.match(String(bank.body['detail']), /no "from" for .*decrypt-column -- demo\.employees\.bank --to COLUMN/);
     await it_.owner.query(`alter table demo.employees add constraint fe_guard_salary_enc_2
       check (fieldkeep.fe_version(salary_enc) >= 2) not valid`);
     const { body } = await post('undo', { reason: 'x', to: 'salary_enc' });
