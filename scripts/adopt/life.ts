@@ -114,7 +114,10 @@ function describeEnd(verb: LifeVerb, name: string, adoption: Adoption, to: strin
   if (verb === 'finish') return describeAdoption(adoption);
   const option = to === undefined ? '' : ` --to ${to}`;
   const command = to === undefined ? `adopt -- undo ${name}` : `decrypt-column -- ${name}${option}`;
-  if (verb === 'undo' && to !== adoption.column) {
+  if (verb === 'undo' && (to ?? adoption.from ?? adoption.column) === adoption.column) {
+    return `${name} holds plaintext, and is not encrypted again until somebody starts that.\n`;
+  }
+  if (verb === 'undo') {
     return `Plaintext stands beside every envelope. Move the application's reads and writes back, then: npm run ${command} --leave\n`;
   }
   if (verb === 'leave')

@@ -200,7 +200,8 @@ function checkTriggers({ column, seen, source, inPlace }: Case): Finding[] {
 }
 
 function checkReaders({ seen, source, inPlace }: Case): Finding[] {
-  const { views, others, functions, statements, grants } = seen.dependents;
+  const { views, others, functions, statements } = seen.dependents;
+  const grants = seen.dependents.grants.filter((role) => role !== seen.worker?.name);
   const sees = inPlace ? 'It sees envelopes' : 'It sees nulls after finish';
   const kinds = {
     rule: 'Rule',

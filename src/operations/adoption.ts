@@ -236,7 +236,7 @@ export const finishAdoption: Operation = async (service, call) => {
       const left = await countNow(service, table, unadopted({ ...column, adopt: true }));
       if (left > 0) {
         throw conflict(
-          `${left} values of ${column.address}.${from} have no envelope yet: an application still writes plaintext, or the column is being filled.`,
+          `${left} of the values of ${column.address}.${from} have no envelope yet: an application still writes plaintext, the column is being filled, or they do not open (npm run status).`,
         );
       }
     }

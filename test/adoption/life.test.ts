@@ -142,4 +142,15 @@ describe('npm run adopt, to the end and back', function () {
       assert.equal(shown, n % 4 === 0 ? null : String(Math.trunc(47110000 / n)) + '.00');
     }
   });
+
+  it('leaves in place', async () => {
+    await psql(await run('adopt', 'sql', name));
+    await it_.owner.query('update demo.employees set pay = 5 where id = 1');
+    await run('adopt', 'start', name, '--wait');
+    const args = [name, '--to', 'pay_enc', '--reason', 'out'];
+    const id = await agree(await run('decrypt-column', ...args));
+    const told = await run('decrypt-column', ...args, '--approval', id, '--wait');
+    assert.match(told, /pay_enc holds plaintext, and is not encrypted again/);
+    assert.equal((await read())[0]!['pay_enc'], '5.00');
+  });
 });

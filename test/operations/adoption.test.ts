@@ -91,7 +91,7 @@ describe('operations/adoption', () => {
     await it_.owner.query('update demo.employees set salary_enc = null where id = 1');
     const reply = await post('finish');
     assert.equal(reply.status, 409);
-    assert.match(String(reply.body['detail']), /1 values of demo\.employees\.pay have no envelope yet/);
+    assert.match(String(reply.body['detail']), /1 of the values of demo\.employees\.pay have no envelope yet/);
     await it_.owner.query('alter table demo.employees enable trigger user');
     await until('filled');
   });
