@@ -6,7 +6,7 @@
 create schema if not exists fieldkeep;
 
 -- The version of an envelope, from its text alone, so that an index can find what is old:
--- null → null · an FE1 envelope → its version · begins like an envelope of any generation but is none → -1 · anything else → 0.
+-- Of null: null. Of an FE1 envelope: its version. Of what begins like an envelope of any generation but is none: -1. Else: 0.
 -- It runs in the customer's INSERTs, so no text may make it fail.
 create or replace function fieldkeep.fe_version(v text) returns int language sql immutable parallel safe
 return case
@@ -73,7 +73,7 @@ create table if not exists fieldkeep.wrapped_keys (
 create index if not exists wrapped_keys_version on fieldkeep.wrapped_keys (family, version);
 grant select, insert, delete, update (state, activated_at) on fieldkeep.wrapped_keys to :service;
 
--- ── guards ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+-- Guards.
 -- When a key version is retired, each registered column gets a CHECK constraint that refuses its envelopes. The service's
 -- role owns no table, so it asks these functions, which act on the columns that the owner lists:
 --

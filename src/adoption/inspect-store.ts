@@ -9,6 +9,8 @@ export interface SeenTable {
   /** r: table, p: partitioned, f: foreign, v: view, m: materialized view. */
   readonly kind: string;
   readonly unlogged: boolean;
+  /** Of the database: UTF8, LATIN1, SQL_ASCII (none: bytes that nobody looks at). */
+  readonly encoding: string;
   /** Of the whole, from statistics; -1 when it was never analyzed. */
   readonly rows: number;
   readonly pages: number;
@@ -42,6 +44,7 @@ export async function findTable(db: Queryable, schema: string, name: string): Pr
        where c.oid in (select oid from tree where leaf union all select oid from root where relkind <> 'p')
      )
      select r.oid::int8::float8 as oid, r.relkind::text as kind, r.relpersistence = 'u' as unlogged,
+            (select pg_encoding_to_char(encoding)::text from pg_database where datname = current_database()) as encoding,
             (select coalesce(sum(reltuples) filter (where reltuples >= 0), -1)::float8 from parts) as rows,
             (select coalesce(sum(relpages), 0)::float8 from parts) as pages,
             (select coalesce(sum(pg_table_size(oid)), 0)::float8 from parts) as bytes,

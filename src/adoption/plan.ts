@@ -59,6 +59,13 @@ function checkTable({ column, seen, source }: Case): Finding[] {
     ...when(table.unlogged, () =>
       note('The table is UNLOGGED', 'After a crash of the database it is empty, envelopes included.'),
     ),
+    ...when(table.encoding === 'SQL_ASCII', () =>
+      change(
+        'The database has no encoding (SQL_ASCII)',
+        'A value that is not UTF-8 stops every batch that reads it (22021).',
+        'find such values, and write them anew as UTF-8, before the start',
+      ),
+    ),
     ...when(
       table.rowSecurity && worker !== undefined && !worker.aboveRows && (!worker.owner || table.rowSecurityForced),
       () =>
