@@ -352,10 +352,14 @@ describe('targets/adoption-triggers', () => {
     });
     const texts = all.flatMap((each) => [each.column, each.source, ...each.indexColumns]);
     await pool.query(`create schema ${q(schema)}`);
+    const { rows: servers } = await pool.query<{ version: number }>(
+      `select current_setting('server_version_num')::int as version`,
+    );
+    const virtual = servers[0]!.version >= 180_000 ? 'virtual' : 'stored'; // those came with Postgres 18
     await pool.query(
       `create table ${q(schema)}.${q(name)} (id int primary key, ${texts.map((text) => `${q(text)} text`).join(', ')},
         made text generated always as (upper(${q(all[0]!.source)})) stored,
-        thought text generated always as (lower(${q(all[0]!.source)})) virtual)`,
+        thought text generated always as (lower(${q(all[0]!.source)})) ${virtual})`,
     );
     for (const each of all) await install(each);
     const names = all.flatMap((each) => buildTriggers(each).triggers.map((trigger) => trigger.name));
