@@ -16,6 +16,7 @@ import { readPolicy } from '../src/policy-watch.ts';
 import { applyStep, findPartitions, lookAtTarget } from '../src/targets/look.ts';
 import { formatPlan, planTarget, type TargetPlanOptions } from '../src/targets/plan.ts';
 import type { Step, TargetState } from '../src/targets/state.ts';
+import { claimSetup } from '../src/targets/store.ts';
 import { readerVariableOf, variableOf } from '../src/targets/targets.ts';
 import { findService, flag, readWords, run, text } from './support.ts';
 
@@ -23,6 +24,8 @@ const usage =
   'Usage: npm run target:setup -- NAME [--check | --apply] [--worker ROLE] [--reader ROLE] [--application ROLE]';
 /** An index of a large table is built in one statement. */
 const statementTimeoutMs = 24 * 3_600_000;
+/** Even looking waits for a table that somebody holds for themselves. */
+const lookTimeout = '2s';
 
 function readArguments() {
   const options = { check: flag, apply: flag, worker: text, reader: text, application: text };
@@ -95,13 +98,23 @@ function makeOptions(config: Config, access: Access, asked: ReturnType<typeof re
 /** Connects as whoever a URL names. Errors: one sentence with the variable and never the URL. */
 async function open({ url, variable }: Door) {
   try {
-    return await connect(url, { name: 'setup', statementTimeoutMs });
+    return await connect(url, { name: 'setup', statementTimeoutMs, settings: { lock_timeout: lookTimeout } });
   } catch (error) {
     const refused = sqlState(error)?.startsWith('28') === true;
     if (refused) throw new StartupError(`The database of ${variable} refuses its credentials.`);
     if (isUnavailable(error)) throw new StartupError(`The database of ${variable} cannot be reached.`);
     if (sqlState(error) === '3D000') throw new StartupError(`The database of ${variable} does not exist.`);
     throw error;
+  }
+}
+
+/** Errors: one sentence when others hold a table for themselves. */
+async function look(db: Client, options: TargetPlanOptions, asOwner: boolean): Promise<TargetState> {
+  try {
+    return await lookAtTarget(db, options, asOwner);
+  } catch (error) {
+    if (sqlState(error) !== '55P03') throw error;
+    throw new StartupError('Others keep a table there locked, and it cannot be looked at. Run it again.');
   }
 }
 
@@ -137,18 +150,34 @@ function print(reports: readonly Report[]): void {
   process.stderr.write(`${bad} of ${reports.length} are not as they should be.\n`);
 }
 
-/** Makes what is not there, in order; after a step that fails the later ones are not tried. */
-async function apply(db: Client, steps: readonly Step[], state: TargetState): Promise<void> {
+/** What stopped a step, and who or what gets it going. Errors: those that no database answered. */
+function explain(step: Step, error: unknown): string {
+  if (isUnavailable(error)) throw new StartupError(`${step.what}: the database went away. Run it again.`);
+  const state = sqlState(error);
+  if (state === undefined) throw error;
+  const said = `${step.what}: the database says ${state}, ${(error as Error).message}.`;
+  if (state === '55P03') return `${said} Others kept the table locked; run it again.`;
+  if (state !== '42501') return said;
+  const long = step.statements.join('').length > 2000;
+  return long ? `${said} Whoever may does.` : `${said} Whoever may runs this:\n\n${formatPlan([step])}`;
+}
+
+/** Makes what is not there, in order; after a step that fails the later ones are not tried. Answers what stopped it. */
+async function apply(db: Client, steps: readonly Step[], state: TargetState): Promise<string | undefined> {
+  if (!(await claimSetup(db))) {
+    throw new StartupError(
+      'Somebody else sets this database up, or what they began still runs there. Run it again later.',
+    );
+  }
   for (const step of steps) {
     if (step.statements.length === 0 || step.differences(state).length === 0) continue;
     try {
       await applyStep(db, step);
     } catch (error) {
-      if (isUnavailable(error)) throw new StartupError(`${step.what}: the database went away. Run it again.`);
-      if (sqlState(error) === undefined) throw error;
-      throw new StartupError(`${step.what}: the database says ${sqlState(error)}, ${(error as Error).message}.`);
+      return explain(step, error);
     }
   }
+  return undefined;
 }
 
 /** Where somebody can look, without the indexes that are there and with the partitions that are. */
@@ -166,7 +195,7 @@ async function printPlan(options: TargetPlanOptions, door: Door | undefined, nam
   const db = await open(door);
   try {
     const steps = planTarget({ ...options, partitions: await findPartitions(db, options.columns) });
-    const seen = await lookAtTarget(db, options, false);
+    const seen = await look(db, options, false);
     process.stdout.write(`${head.join('\n')}\n\n${formatPlan(steps, seen)}`);
   } finally {
     await db.end();
@@ -188,11 +217,12 @@ await run(async () => {
   try {
     const asOwner = access.owner !== undefined;
     const steps = planTarget({ ...options, partitions: await findPartitions(db, options.columns) });
-    const before = await lookAtTarget(db, options, asOwner);
+    const before = await look(db, options, asOwner);
     if (asked.check) print(compare(steps, before));
     else {
-      await apply(db, steps, before);
-      print(compare(steps, await lookAtTarget(db, options, asOwner), before));
+      const stopped = await apply(db, steps, before);
+      print(compare(steps, await look(db, options, asOwner), before));
+      if (stopped !== undefined) throw new StartupError(stopped);
     }
     if (!asOwner) {
       process.stderr.write(`What stands in the schema fieldkeep was not compared: that needs ${ownerVariable}.\n`);

@@ -71,7 +71,8 @@ function compareIndex({ isThere }: Wanted, table: TableState | undefined, made: 
   if (table === undefined) return ['there is no table'];
   const names = made.map(({ name }) => name);
   const invalid = table.indexes.filter(({ name, valid }) => !valid && names.includes(name));
-  if (invalid.length > 0) return invalid.map(({ name }) => `index ${name} is invalid: its making was cut off`);
+  if (invalid.length > 0)
+    return invalid.map(({ name }) => `index ${name} is invalid: its making was cut off, or goes on`);
   if (isThere(table)) return [];
   const own = names.at(-1)!;
   return table.indexes.some(({ name }) => name === own)
@@ -88,10 +89,16 @@ export function planIndexes(columns: readonly RegisteredColumn[], partitions: re
       `create index ${concurrently ? 'concurrently ' : ''}if not exists ${q(nameOn(on))} ` +
       `on ${q(on.schema)}.${q(on.name)} ${wanted.definition}`;
     const whole = { schema, name };
-    const statements = [
-      ...partitions.map((each) => create(each, true)),
-      create(whole, partitions.length === 0), // takes in those of the partitions, and builds nothing
-    ];
+    const statements =
+      partitions.length === 0
+        ? [create(whole, true)]
+        : [
+            ...partitions.map((each) => create(each, true)),
+            // Takes in those of the partitions and builds nothing, but whoever writes waits behind it.
+            `set lock_timeout = '2s'`,
+            create(whole, false),
+            'reset lock_timeout',
+          ];
     const indexes = [...partitions, whole].map((on) => ({ schema: on.schema, name: nameOn(on) }));
     return {
       what: wanted.what,

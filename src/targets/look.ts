@@ -1,11 +1,13 @@
 /** Looks at a database as a plan wants it looked at, and brings single steps about. Knows no policy file and no environment. */
-import { quoteIdentifier, sqlState, type Client, type Queryable } from '../db.ts';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { sqlState, type Client, type Queryable } from '../db.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
 import { inspectTable, listComparing } from './catalog-store.ts';
-import { quotePlace, setLockTimeout, type TargetPlanOptions } from './plan.ts';
+import { listFixed, quotePlace, setLockTimeout, type TargetPlanOptions } from './plan.ts';
 import type { PlaceName, Step, TableState, TargetState } from './state.ts';
 import {
   describeSchema,
+  findPowerlessGuard,
   findRights,
   findRole,
   findTable,
@@ -13,6 +15,7 @@ import {
   listElsewhere,
   listGuarded,
   listIndexes,
+  listIntruders,
   listInvalid,
   listPartitions,
   listReaderGaps,
@@ -44,6 +47,7 @@ async function lookAtTable(
   if (table === undefined) return undefined;
   const seen = await inspectTable(db, schema, name, key);
   const tokens = columns.flatMap(({ index }) => index.map(({ column }) => column));
+  const unguardedBy = await findPowerlessGuard(db, table.oid);
   return {
     types: new Map(Array.from(seen.attributes, ([column, { type }]) => [column, type])),
     unique: seen.unique,
@@ -52,6 +56,8 @@ async function lookAtTable(
     comparing: await listComparing(db, schema, name, tokens),
     filtered: await isFiltered(db, table.oid, worker.name),
     rights: worker.exists ? await findRights(db, table.oid, worker.name) : noRights,
+    ownerName: table.ownerName,
+    ...(unguardedBy !== undefined && { unguardedBy }),
   };
 }
 
@@ -59,12 +65,12 @@ async function lookAtTable(
  * What of the schema fieldkeep is not as migrations/target.sql makes it: whatever running it again, as the owner, would
  * change. It is run and rolled back.
  */
-async function compareFixed(db: Client, sql: string): Promise<string[]> {
+async function compareFixed(db: Client, statements: readonly string[]): Promise<string[]> {
   const before = await describeSchema(db);
   await db.query('begin');
   try {
     await db.query(setLockTimeout);
-    await db.query(sql);
+    for (const statement of statements) await db.query(statement);
     const after = await describeSchema(db);
     return Array.from(after).flatMap(([what, text]) => {
       const found = before.get(what);
@@ -99,7 +105,7 @@ async function lookAtFixed(
   if (fixed === undefined) return [];
   if (!asOwner) return await listMissing(db, fixed);
   if (!exists) return [`role ${worker} is missing, who is given rights there`];
-  return await compareFixed(db, fixed.replaceAll(':service', quoteIdentifier(worker)));
+  return await compareFixed(db, listFixed(fixed, worker));
 }
 
 /** Whether `db` is the owner's decides what can be seen: others see all but how our own functions and tables differ. */
@@ -123,20 +129,17 @@ export async function lookAtTarget(db: Client, options: TargetPlanOptions, asOwn
     elsewhere: isFree ? [] : await listElsewhere(db, workerName, registered),
     ...(reader?.exists === true ? await listReaderGaps(db, reader.name) : none),
     fixed: await lookAtFixed(db, options, worker.exists, asOwner),
+    intruders: options.fixed === undefined ? [] : await listIntruders(db, workerName),
     ...(guarded !== undefined && { guarded }),
     ...(application !== undefined && { applicationMayUse: await mayUseSchema(db, application) }),
   };
 }
 
-/** Brings a step about, as the owner. Errors: those of the database; an atomic step is then undone. */
-export async function applyStep(db: Client, { statements, atomic, indexes = [] }: Step): Promise<void> {
-  for (const index of await listInvalid(db, indexes)) {
-    await db.query(`drop index concurrently if exists ${quotePlace(index)}`);
-  }
-  if (!atomic) {
-    for (const statement of statements) await db.query(statement);
-    return;
-  }
+/** How often a step asks for a table that others keep locked, and how long it lets them go on in between. */
+const lockTries = 5;
+const lockRestMs = 1_000;
+
+async function runAtOnce(db: Client, statements: readonly string[]): Promise<void> {
   await db.query('begin');
   try {
     await db.query(setLockTimeout);
@@ -145,5 +148,26 @@ export async function applyStep(db: Client, { statements, atomic, indexes = [] }
   } catch (error) {
     await db.query('rollback');
     throw error;
+  }
+}
+
+/** Brings a step about, as the owner. Errors: those of the database; an atomic step is then undone. */
+export async function applyStep(db: Client, { statements, atomic, indexes = [] }: Step): Promise<void> {
+  const invalid = await listInvalid(db, indexes);
+  if (!atomic) await db.query('set lock_timeout = 0'); // it waits for every transaction that is older, and in nobody's way
+  for (const index of invalid) {
+    await db.query(`drop index concurrently if exists ${quotePlace(index)}`);
+  }
+  if (!atomic) {
+    for (const statement of statements) await db.query(statement);
+    return;
+  }
+  for (let tries = 1; ; tries += 1) {
+    try {
+      return await runAtOnce(db, statements);
+    } catch (error) {
+      if (sqlState(error) !== '55P03' || tries === lockTries) throw error;
+      await sleep(lockRestMs);
+    }
   }
 }

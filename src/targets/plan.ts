@@ -28,7 +28,7 @@ export interface TargetPlanOptions {
 }
 
 /** What is taken for itself waits for nobody longer: whoever comes after it would wait, too. */
-export const setLockTimeout = `set local lock_timeout = '5s';`;
+export const setLockTimeout = `set local lock_timeout = '2s';`;
 
 const q = quoteIdentifier;
 export const quoteLiteral = (text: string): string => `'${text.replaceAll("'", "''")}'`;
@@ -57,7 +57,7 @@ const textTypes = new Set(['text', 'character varying']);
 const keyTypes = new Set(['smallint', 'integer', 'bigint', 'uuid', ...textTypes]);
 
 function compareTable(columns: readonly RegisteredColumn[], state: TableState | undefined, worker: string): string[] {
-  if (state === undefined) return ['the table does not exist'];
+  if (state === undefined) return ['there is no table of that name (a view or a foreign table is none)'];
   const { address, key } = columns[0]!;
   const missing = listNeeds(columns).read.filter((column) => !state.types.has(column));
   const wrong = (names: readonly string[], types: ReadonlySet<string>, wanted: string) =>
@@ -112,11 +112,18 @@ function createRole(role: string): string {
   return `do $$ begin if not exists (${found}) then create role ${q(role)} login; end if; end $$`;
 }
 
+/** Says nothing where everybody may, as it is by default, and the owner of the tables is not that of the database. */
+function mayConnect(role: string): string {
+  const grant = `format('grant connect on database %I to %I', pg_catalog.current_database(), ${quoteLiteral(role)})`;
+  const may = `pg_catalog.has_database_privilege(${quoteLiteral(role)}, pg_catalog.current_database(), 'connect')`;
+  return `do $$ begin if not ${may} then execute ${grant}; end if; end $$`;
+}
+
 function planWorker(worker: string): Step {
   return {
     what: `role ${worker}`,
     why: `The role of the worker. Its password is set by its owner, by hand: \\password ${worker}`,
-    statements: [createRole(worker)],
+    statements: [createRole(worker), mayConnect(worker)],
     atomic: true,
     differences: ({ worker: role }) => compareRole(role),
   };
@@ -124,12 +131,13 @@ function planWorker(worker: string): Step {
 
 function planReader(reader: string): Step[] {
   const setting = `alter role ${q(reader)} set default_transaction_read_only = on`;
-  const each = (sql: string) => `    execute format('${sql}', s, ${quoteLiteral(reader)});`;
+  const each = (sql: string, of: string) => `    execute format('${sql}', ${of}, ${quoteLiteral(reader)});`;
+  const customers = `n.nspname !~ '^pg_' and n.nspname not in ('information_schema', 'fieldkeep', 'fieldkeep_jobs')`;
   return [
     {
       what: `role ${reader}`,
       why: `Looks for envelopes in columns that nobody registered. Its password is set by its owner: \\password ${reader}`,
-      statements: [createRole(reader), setting],
+      statements: [createRole(reader), mayConnect(reader), setting],
       atomic: true,
       differences: ({ reader: role }) => [
         ...compareRole(role),
@@ -138,15 +146,19 @@ function planReader(reader: string): Step[] {
     },
     {
       what: `rights of ${reader}`,
-      why: 'It reads every table there is, and those that whoever runs this makes later.',
+      why: 'It reads every table of whoever runs this, and those that they make later.',
       statements: [
         [
-          'do $$ declare s name; begin',
-          `  for s in select nspname from pg_catalog.pg_namespace where nspname !~ '^pg_'`,
-          `           and nspname not in ('information_schema', 'fieldkeep', 'fieldkeep_jobs') loop`,
-          each('grant usage on schema %I to %I'),
-          each('grant select on all tables in schema %I to %I'),
-          each('alter default privileges in schema %I grant select on tables to %I'),
+          'do $$ declare s name; t regclass; begin',
+          `  for s in select n.nspname from pg_catalog.pg_namespace n where ${customers}`,
+          `           and pg_catalog.pg_has_role(n.nspowner, 'usage') loop`,
+          each('grant usage on schema %I to %I', 's'),
+          each('alter default privileges in schema %I grant select on tables to %I', 's'),
+          '  end loop;',
+          '  for t in select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace',
+          `           where c.relkind in ('r', 'p', 'v', 'm', 'f') and ${customers}`,
+          `           and pg_catalog.pg_has_role(c.relowner, 'usage') loop`,
+          each('grant select on %s to %I', 't'),
           '  end loop;',
           'end $$',
         ].join('\n'),
@@ -157,20 +169,36 @@ function planReader(reader: string): Step[] {
   ];
 }
 
+/** What brings the schema fieldkeep about: the worker's rights there are what the file grants, and nothing else. */
+export function listFixed(text: string, worker: string): string[] {
+  const revokes = ['tables', 'functions'].map(
+    (things) =>
+      `    execute format('revoke all on all ${things} in schema fieldkeep from %I', ${quoteLiteral(worker)});`,
+  );
+  return [
+    [
+      `do $$ begin -- not from their owner`,
+      `  if pg_catalog.to_regnamespace('fieldkeep') is not null and current_user <> ${quoteLiteral(worker)} then`,
+      ...revokes,
+      '  end if;',
+      'end $$',
+    ].join('\n'),
+    // Without what the file says of itself.
+    text
+      .replace(/^(--.*\n)+\n/, '')
+      .replaceAll(':service', q(worker))
+      .trim()
+      .replace(/;$/, ''),
+  ];
+}
+
 function planFixed(text: string, worker: string): Step {
   return {
     what: 'schema fieldkeep',
     why: 'What every target has: migrations/target.sql.',
-    // Without what the file says of itself.
-    statements: [
-      text
-        .replace(/^(--.*\n)+\n/, '')
-        .replaceAll(':service', q(worker))
-        .trim()
-        .replace(/;$/, ''),
-    ],
+    statements: listFixed(text, worker),
     atomic: true,
-    differences: ({ fixed }) => [...fixed],
+    differences: ({ fixed, intruders }) => [...fixed, ...intruders],
   };
 }
 
@@ -184,10 +212,18 @@ function planGuarded(columns: readonly RegisteredColumn[]): Step {
       `insert into fieldkeep.guarded_columns (schema_name, table_name, column_name) values\n  ${values}\non conflict do nothing`,
     ],
     atomic: true,
-    differences: ({ guarded }) =>
-      rows.flatMap((row) =>
+    differences: ({ guarded, tables }) => [
+      ...rows.flatMap((row) =>
         guarded === undefined || guarded.has(row.join('.')) ? [] : [`${row.join('.')} is not listed`],
       ),
+      ...Array.from(tables, ([address, { ownerName, unguardedBy }]) =>
+        unguardedBy === undefined
+          ? []
+          : [
+              `${address} belongs to ${ownerName} and cannot be guarded by ${unguardedBy}: grant ${ownerName} to ${unguardedBy}`,
+            ],
+      ).flat(),
+    ],
   };
 }
 

@@ -4,7 +4,11 @@ import type { RoleState, TableState, TargetState } from './state.ts';
 export function compareRole(role: RoleState | undefined): string[] {
   if (role === undefined || !role.exists) return ['the role does not exist'];
   if (role.superuser) return ['it is a superuser: nothing holds it back'];
-  return role.creates.map((where) => `it may create objects in ${where}`);
+  return [
+    ...role.lacks.map((right) => `it lacks ${right}`),
+    ...role.powers.map((power) => `it may ${power}`),
+    ...role.creates.map((where) => `it may create objects in ${where}`),
+  ];
 }
 
 /** Rights as a sentence's end: `SELECT on id, ssn`. */

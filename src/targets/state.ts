@@ -10,6 +10,10 @@ export interface RoleState {
   readonly name: string;
   readonly exists: boolean;
   readonly superuser: boolean;
+  /** What else it is that no role of ours may be: `create roles`. */
+  readonly powers: readonly string[];
+  /** What it cannot connect without: `LOGIN`. */
+  readonly lacks: readonly string[];
   /** Whether its sessions begin read-only. */
   readonly readOnly: boolean;
   /** Where it may make objects: `schema app`, `the database`. */
@@ -39,8 +43,9 @@ export interface TableState {
   /** Whether row level security would hide rows from the worker. */
   readonly filtered: boolean;
   readonly rights: TableRights;
-  /** The tables that hold the rows of a partitioned one; absent for others. */
-  readonly partitions?: readonly PlaceName[];
+  readonly ownerName: string;
+  /** The role with whose rights guards are put there, when it has not those of the table's owner. */
+  readonly unguardedBy?: string;
 }
 
 /** What a role may do, by whatever way it came to that. */
@@ -61,6 +66,8 @@ export interface TargetState {
   readonly tables: ReadonlyMap<string, TableState>;
   /** What differs from migrations/target.sql. */
   readonly fixed: readonly string[];
+  /** What roles other than owner and worker may change in the schema fieldkeep. */
+  readonly intruders: readonly string[];
   /** Rights of the worker on tables that are not registered. */
   readonly elsewhere: readonly string[];
   /** Tables that the reader may not read, or not all of, or may write. */

@@ -5,18 +5,29 @@ import type { IndexState, PlaceName, RoleState, TableRights } from './state.ts';
 /** Schemas that are neither the server's nor ours. */
 const customers = `n.nspname !~ '^pg_' and n.nspname not in ('information_schema', 'fieldkeep', 'fieldkeep_jobs')`;
 
+/** All that a role may be given on a table; MAINTAIN came with Postgres 17. */
+const tableRights = `(array['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']
+  || case when current_setting('server_version_num')::int >= 170000 then array['MAINTAIN'] else '{}'::text[] end)`;
+
 /** Text as `name` has it, without the quotes that it gets where it needs some. */
 const unquote = (text: string) => text.replaceAll('"', '');
 
 export async function findRole(db: Queryable, name: string): Promise<RoleState> {
-  const { rows } = await db.query<{ superuser: boolean; readOnly: boolean }>(
-    `select r.rolsuper as superuser, exists (
+  const { rows } = await db.query<Pick<RoleState, 'superuser' | 'readOnly' | 'powers' | 'lacks'>>(
+    `select r.rolsuper as superuser,
+       array_remove(array[case when r.rolcreaterole then 'create roles' end, case when r.rolreplication then 'replicate' end]
+         || array(select 'act as ' || m.rolname::text from pg_roles m where pg_has_role(r.oid, m.oid, 'member') and m.rolname in
+              ('pg_read_server_files', 'pg_write_server_files', 'pg_execute_server_program') order by m.rolname), null) as powers,
+       array_remove(array[case when not r.rolcanlogin then 'LOGIN' end, case when not has_database_privilege(r.oid,
+         current_database(), 'connect') then 'CONNECT on the database' end], null) as lacks, exists (
        select from pg_db_role_setting s where s.setrole = r.oid and 'default_transaction_read_only=on' = any (s.setconfig)
          and s.setdatabase in (0, (select oid from pg_database where datname = current_database()))) as "readOnly"
      from pg_roles r where r.rolname = $1`,
     [name],
   );
-  if (rows[0] === undefined) return { name, exists: false, superuser: false, readOnly: false, creates: [] };
+  if (rows[0] === undefined) {
+    return { name, exists: false, superuser: false, powers: [], lacks: [], readOnly: false, creates: [] };
+  }
   const { rows: creates } = await db.query<{ where: string }>(
     `select 'the database' as where where has_database_privilege($1, current_database(), 'create')
      union all select 'schema ' || n.nspname from pg_namespace n
@@ -26,24 +37,71 @@ export async function findRole(db: Queryable, name: string): Promise<RoleState> 
   return { name, exists: true, ...rows[0], creates: creates.map((row) => row.where) };
 }
 
-/** Undefined when there is no such table. */
+/** Undefined when there is no such table; views and foreign tables are none. */
 export async function findTable(
   db: Queryable,
   { schema, name }: PlaceName,
-): Promise<{ oid: number; partitioned: boolean } | undefined> {
-  const { rows } = await db.query<{ oid: number; partitioned: boolean }>(
-    `select c.oid, c.relkind = 'p' as partitioned from pg_class c join pg_namespace n on n.oid = c.relnamespace
+): Promise<{ oid: number; partitioned: boolean; ownerName: string } | undefined> {
+  const { rows } = await db.query<{ oid: number; partitioned: boolean; ownerName: string }>(
+    `select c.oid, c.relkind = 'p' as partitioned, c.relowner::regrole::text as "ownerName"
+     from pg_class c join pg_namespace n on n.oid = c.relnamespace
      where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p')`,
     [schema, name],
   );
   return rows[0];
 }
 
-/** The partitions that hold rows, those of partitions included. */
+/** Who guards columns here, when that role has not the rights of the table's owner, without which no constraint is made. */
+export async function findPowerlessGuard(db: Queryable, table: number): Promise<string | undefined> {
+  const { rows } = await db.query<{ name: string }>(
+    `select p.proowner::regrole::text as name from pg_proc p join pg_namespace n on n.oid = p.pronamespace, pg_class c
+     where n.nspname = 'fieldkeep' and p.proname = 'fe_guard_add' and c.oid = $1
+       and not pg_has_role(p.proowner, c.relowner, 'usage')`,
+    [table],
+  );
+  return rows[0]?.name;
+}
+
+/** Makes this session the only one that sets a database up, until it ends. */
+export async function claimSetup(db: Queryable): Promise<boolean> {
+  const { rows } = await db.query<{ claimed: boolean }>(
+    `select pg_try_advisory_lock(hashtextextended('fieldkeep target:setup', 0)) as claimed`,
+  );
+  return rows[0]!.claimed;
+}
+
+/**
+ * What roles may change in the schema fieldkeep that are neither the owner of the thing nor `worker`: whoever lists a column
+ * there, or a key, decides what our role does.
+ */
+export async function listIntruders(db: Queryable, worker: string): Promise<string[]> {
+  const { rows } = await db.query<{ text: string }>(
+    `with things as (
+       select 'schema ' || n.nspname as what, n.nspowner as owner, x.grantee, x.privilege_type as held
+       from pg_namespace n, aclexplode(n.nspacl) x where n.nspname = 'fieldkeep' and x.privilege_type = 'CREATE'
+       union all
+       select c.relname, c.relowner, x.grantee, x.privilege_type from pg_class c, aclexplode(c.relacl) x
+       where c.relnamespace = to_regnamespace('fieldkeep') and x.privilege_type <> 'SELECT'
+       union all
+       select c.relname, c.relowner, x.grantee, x.privilege_type
+       from pg_class c join pg_attribute a on a.attrelid = c.oid, aclexplode(a.attacl) x
+       where c.relnamespace = to_regnamespace('fieldkeep') and x.privilege_type <> 'SELECT'
+       union all
+       select p.proname, p.proowner, x.grantee, x.privilege_type from pg_proc p, aclexplode(p.proacl) x
+       where p.pronamespace = to_regnamespace('fieldkeep') and p.prosecdef)
+     select distinct case grantee when 0 then 'PUBLIC' else grantee::regrole::text end || ' may ' || held || ' ' || what as text
+     from things where grantee <> owner and grantee is distinct from to_regrole(quote_ident($1))::oid order by 1`,
+    [worker],
+  );
+  return rows.map(({ text }) => text);
+}
+
+/** The partitions that hold rows and can be indexed, those of partitions included. */
 export async function listPartitions(db: Queryable, table: number): Promise<PlaceName[]> {
   const { rows } = await db.query<PlaceName>(
     `select n.nspname as schema, c.relname as name from pg_partition_tree($1::oid::regclass) p
-     join pg_class c on c.oid = p.relid join pg_namespace n on n.oid = c.relnamespace where p.isleaf order by 1, 2`,
+     join pg_class c on c.oid = p.relid join pg_namespace n on n.oid = c.relnamespace
+     where p.isleaf and c.relkind = 'r' order by 1, 2`,
     [table],
   );
   return rows;
@@ -80,8 +138,7 @@ export async function isFiltered(db: Queryable, table: number, role: string): Pr
 export async function findRights(db: Queryable, table: number, role: string): Promise<TableRights> {
   const { rows } = await db.query<{ owner: boolean; usage: boolean; table: string[] }>(
     `select pg_has_role($2::name, c.relowner, 'usage') as owner, has_schema_privilege($2, c.relnamespace, 'usage') as usage,
-            array(select r from unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) r
-                  where has_table_privilege($2, c.oid, r)) as table
+            array(select r from unnest(${tableRights}) r where has_table_privilege($2, c.oid, r)) as table
      from pg_class c where c.oid = $1`,
     [table, role],
   );
@@ -99,8 +156,8 @@ export async function listElsewhere(db: Queryable, role: string, registered: rea
   const { rows } = await db.query<{ name: string; rights: string[] }>(
     `select n.nspname || '.' || c.relname as name, rights from pg_class c join pg_namespace n on n.oid = c.relnamespace,
        lateral (select array(
-         select r from unnest(array['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) r
-         where case when r in ('DELETE', 'TRUNCATE', 'TRIGGER') then has_table_privilege($1, c.oid, r)
+         select r from unnest(${tableRights}) r
+         where case when r in ('DELETE', 'TRUNCATE', 'TRIGGER', 'MAINTAIN') then has_table_privilege($1, c.oid, r)
                     else has_any_column_privilege($1, c.oid, r) end) as rights) held
      where c.relkind in ('r', 'p', 'v', 'm', 'f') and ${customers} and n.nspname || '.' || c.relname <> all ($2)
        and rights <> '{}' order by 1`,

@@ -43,7 +43,9 @@ describe('targets/plan', () => {
     assert.deepEqual(shapes, [
       'create index concurrently on "app"."x_1"',
       'create index concurrently on "app"."x_2"',
+      "set lock_timeout = '2s'",
       'create index on "app"."x"',
+      'reset lock_timeout',
     ]);
   });
 });

@@ -1,8 +1,6 @@
 /** `npm run target:setup` on a real database of a customer's, with roles of its own; what drifts there is named. */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -16,6 +14,7 @@ import { applyStep, findPartitions, lookAtTarget } from '../../src/targets/look.
 import { planTarget, type TargetPlanOptions } from '../../src/targets/plan.ts';
 import { findUndeclared } from '../../src/retirement/undeclared.ts';
 import { createTarget, type TestDatabase } from '../support/database.ts';
+import { runSetup, type Ran } from './support.ts';
 import { adopt, openBench, openFor, policyText, rotate, type Bench } from '../rotation/support.ts';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
@@ -32,12 +31,6 @@ const text = JSON.stringify({
     { ...base, table: 'app.lines', column: 'secret', class: 'bank', adopt: true },
   ],
 });
-
-interface Ran {
-  readonly code: number | null;
-  readonly out: string;
-  readonly err: string;
-}
 
 describe('target:setup', function () {
   this.timeout(60_000);
@@ -56,16 +49,11 @@ describe('target:setup', function () {
   }
 
   async function setup(args: readonly string[], env: Record<string, string> = {}): Promise<Ran> {
-    const child = spawn(process.execPath, ['scripts/target-setup.ts', ...args], {
-      cwd: root,
-      env: { PATH: process.env['PATH'], FIELDKEEP_HOME: folder, FIELDKEEP_POLICY: join(folder, 'policy.json'), ...env },
-    });
-    let [out, err] = ['', ''];
-    child.stdout.on('data', (chunk: Buffer) => (out += chunk.toString()));
-    child.stderr.on('data', (chunk: Buffer) => (err += chunk.toString()));
-    await once(child, 'close');
-    for (const secret of [id + '@', `secret%20${id}`, `secret ${id}`]) assert.ok(!(out + err).includes(secret));
-    return { code: child.exitCode, out, err };
+    const ran = await runSetup(folder, args, env);
+    for (const secret of [id + '@', `secret%20${id}`, `secret ${id}`]) {
+      assert.ok(!(ran.out + ran.err).includes(secret));
+    }
+    return ran;
   }
   const roles = () => ({ TARGET_HR_URL: urlOf(worker), TARGET_HR_READER_URL: urlOf(reader) });
   const asOwner = () => ({ ...roles(), TARGET_HR_OWNER_URL: target.ownerUrl });
@@ -250,6 +238,39 @@ describe('target:setup', function () {
         'schema fieldkeep: migrations/target.sql fails there (42P13): cannot change return type of existing function',
         'drop function fieldkeep.fe_claim(text[])',
       ],
+      [
+        'a function that everybody may call',
+        'grant execute on function fieldkeep.fe_guard_validate(text, text, text, int) to public',
+        'function fieldkeep.fe_guard_validate(p_schema text, p_table text, p_column text, p_version integer) is not as',
+      ],
+      [
+        'a list that the worker may write itself',
+        `grant insert on fieldkeep.guarded_columns to ${w}`,
+        'schema fieldkeep: table fieldkeep.guarded_columns is not as migrations/target.sql makes it',
+      ],
+      [
+        'keys that the worker may change',
+        `grant update on fieldkeep.wrapped_keys to ${w}`,
+        'schema fieldkeep: table fieldkeep.wrapped_keys is not as migrations/target.sql makes it',
+      ],
+      [
+        'a list that others may write',
+        `grant insert on fieldkeep.guarded_columns to ${application}; grant delete on fieldkeep.wrapped_keys to public;
+         grant execute on function fieldkeep.fe_guard_add(text, text, text, int, boolean) to ${application}`,
+        [
+          'schema fieldkeep: PUBLIC may DELETE wrapped_keys',
+          `schema fieldkeep: ${application} may EXECUTE fe_guard_add`,
+          `schema fieldkeep: ${application} may INSERT guarded_columns`,
+        ].join('\n'),
+        `revoke insert on fieldkeep.guarded_columns from ${application}; revoke delete on fieldkeep.wrapped_keys from public;
+         revoke execute on function fieldkeep.fe_guard_add(text, text, text, int, boolean) from ${application}`,
+      ],
+      [
+        'guards with the rights of somebody who owns no table',
+        `alter function fieldkeep.fe_guard_add(text, text, text, int, boolean) owner to ${application}`,
+        `and cannot be guarded by ${application}: grant `,
+        'alter function fieldkeep.fe_guard_add(text, text, text, int, boolean) owner to current_user',
+      ],
       ['an index that is gone', `drop index app.${versions}`, `version index of ${atTable}.ssn: it is missing`],
       [
         'an index that is invalid',
@@ -298,6 +319,20 @@ describe('target:setup', function () {
         `grant create on schema app to ${w}`,
         'it may create objects in schema app',
         `revoke create on schema app from ${w}`,
+      ],
+      [
+        'a worker that may become more than it is',
+        `alter role ${w} createrole replication; grant pg_execute_server_program to ${w}`,
+        ['it may create roles', 'it may replicate', 'it may act as pg_execute_server_program']
+          .map((told) => `role ${worker}: ${told}`)
+          .join('\n'),
+        `alter role ${w} nocreaterole noreplication; revoke pg_execute_server_program from ${w}`,
+      ],
+      ['a worker that cannot log in', `alter role ${w} nologin`, 'it lacks LOGIN', `alter role ${w} login`],
+      [
+        'a database that not everybody may connect to',
+        `do $$ begin execute format('revoke connect on database %I from public', current_database()); end $$`,
+        `role ${worker}: it lacks CONNECT on the database`,
       ],
       ['a superuser', `alter role ${w} superuser`, 'it is a superuser', `alter role ${w} nosuperuser`],
       [
@@ -403,7 +438,10 @@ describe('target:setup', function () {
       await owner.query(`revoke delete on app.other from "${worker}"; alter table app.people rename to persons`);
       const broken = await setup(['hr', '--apply'], asOwner());
       assert.equal(broken.code, 1);
-      assert.match(broken.err, /^table app\.people: the database says 42P01, relation "app\.people" does not exist\./);
+      assert.match(
+        broken.err,
+        /^table app\.people: the database says 42P01, relation "app\.people" does not exist\.$/m,
+      );
       await owner.query('alter table app.persons rename to people');
     });
   });
