@@ -20,6 +20,7 @@ import {
   listPartitions,
   listReaderGaps,
   mayUseSchema,
+  putAside,
 } from './store.ts';
 
 const noRights = { owner: false, usage: false, table: [], columns: new Map<string, readonly string[]>() };
@@ -62,21 +63,34 @@ async function lookAtTable(
 }
 
 /**
- * What of the schema fieldkeep is not as migrations/target.sql makes it: whatever running it again, as the owner, would
- * change. It is run and rolled back.
+ * What of the schema fieldkeep is not as migrations/target.sql makes it, as the owner: it is made anew beside the one that
+ * stands there, and rolled back. An owner who may make no schema runs it over what is there, and sees what that changes.
  */
-async function compareFixed(db: Client, statements: readonly string[]): Promise<string[]> {
-  const before = await describeSchema(db);
+async function compareFixed(db: Client, statements: readonly string[], worker: string): Promise<string[]> {
+  const before = await describeSchema(db, worker);
   await db.query('begin');
   try {
     await db.query(setLockTimeout);
+    await db.query('savepoint standing');
+    try {
+      await putAside(db);
+    } catch (error) {
+      if (sqlState(error) !== '42501') throw error;
+      await db.query('rollback to savepoint standing');
+    }
     for (const statement of statements) await db.query(statement);
-    const after = await describeSchema(db);
-    return Array.from(after).flatMap(([what, text]) => {
+    const after = await describeSchema(db, worker);
+    const differing = Array.from(after).flatMap(([what, text]) => {
       const found = before.get(what);
       if (found === undefined) return [`${what} is missing`];
       return found === text ? [] : [`${what} is not as migrations/target.sql makes it`];
     });
+    const nameOf = (what: string) => what.replace(/\(.*/s, '('); // of functions alone: another one of the name may be called
+    const names = new Set(Array.from(after.keys(), nameOf));
+    const twice = Array.from(before.keys()).filter(
+      (what) => what.includes('(') && names.has(nameOf(what)) && !after.has(what),
+    );
+    return [...differing, ...twice.map((what) => `${what} stands beside that of migrations/target.sql: drop it`)];
   } catch (error) {
     const state = sqlState(error);
     if (state === undefined) throw error;
@@ -87,8 +101,8 @@ async function compareFixed(db: Client, statements: readonly string[]): Promise<
 }
 
 /** What migrations/target.sql makes and the database lacks, by name alone. */
-async function listMissing(db: Queryable, sql: string): Promise<string[]> {
-  const there = [...(await describeSchema(db)).keys()].map((what) => what.replace(/\(.*/s, ''));
+async function listMissing(db: Queryable, sql: string, worker: string): Promise<string[]> {
+  const there = [...(await describeSchema(db, worker)).keys()].map((what) => what.replace(/\(.*/s, ''));
   const wanted = Array.from(
     sql.matchAll(/^create (?:or replace )?(function|table|view)(?: if not exists)? (fieldkeep\.\w+)/gm),
     ([, kind, name]) => `${kind === 'function' ? 'function' : 'table'} ${name}`,
@@ -103,9 +117,9 @@ async function lookAtFixed(
   asOwner: boolean,
 ): Promise<string[]> {
   if (fixed === undefined) return [];
-  if (!asOwner) return await listMissing(db, fixed);
+  if (!asOwner) return await listMissing(db, fixed, worker);
   if (!exists) return [`role ${worker} is missing, who is given rights there`];
-  return await compareFixed(db, listFixed(fixed, worker));
+  return await compareFixed(db, listFixed(fixed, worker), worker);
 }
 
 /** Whether `db` is the owner's decides what can be seen: others see all but how our own functions and tables differ. */

@@ -214,6 +214,12 @@ export async function mayUseSchema(db: Queryable, role: string): Promise<boolean
   return rows[0]?.may === true;
 }
 
+/** Out of the way for the rest of a transaction that is rolled back; nobody else sees or waits for it. */
+export async function putAside(db: Queryable): Promise<void> {
+  await db.query(`do $$ begin if to_regnamespace('fieldkeep') is not null then
+    alter schema fieldkeep rename to fieldkeep_standing; end if; end $$`);
+}
+
 /** Of these indexes those that are invalid and that nobody is making. */
 export async function listInvalid(db: Queryable, indexes: readonly PlaceName[]): Promise<PlaceName[]> {
   const { rows } = await db.query<PlaceName>(
@@ -229,37 +235,47 @@ export async function listInvalid(db: Queryable, indexes: readonly PlaceName[]):
 
 /**
  * Everything in the schema fieldkeep, in words that two states of it can be compared by: functions with their bodies, tables
- * with their columns, constraints, indexes and triggers, and who may do what.
+ * with their columns, constraints, indexes and triggers, whose they are if not the schema's owner's, and what owner, `worker`
+ * and PUBLIC may do.
  */
-export async function describeSchema(db: Queryable): Promise<Map<string, string>> {
+export async function describeSchema(db: Queryable, worker: string): Promise<Map<string, string>> {
   const { rows } = await db.query<{ what: string; text: string }>(
-    `with acl as (
-       select 'pg_proc'::regclass as class, oid, proacl as acl, proowner as owner, 'f' as kind from pg_proc
-       union all select 'pg_class'::regclass, oid, relacl, relowner, 'r' from pg_class
-       union all select 'pg_namespace'::regclass, oid, nspacl, nspowner, 'n' from pg_namespace
+    `with ours as (select oid, nspowner, nspacl from pg_namespace where nspname = 'fieldkeep'),
+     acl as (
+       select 'pg_proc'::regclass as class, oid, 0 as part, proacl as acl, proowner as owner, 'f' as kind from pg_proc
+       where pronamespace in (select oid from ours)
+       union all select 'pg_class'::regclass, oid, 0, relacl, relowner, 'r' from pg_class
+       where relnamespace in (select oid from ours)
+       union all select 'pg_class'::regclass, a.attrelid, a.attnum, a.attacl, c.relowner, 'c'
+       from pg_class c join pg_attribute a on a.attrelid = c.oid where c.relnamespace in (select oid from ours)
+       union all select 'pg_namespace'::regclass, oid, 0, nspacl, nspowner, 'n' from ours
      ), given as (
-       select class, oid, (select string_agg(concat_ws(' ', x.grantee::regrole, x.privilege_type), ', ' order by x.grantee,
-         x.privilege_type) from aclexplode(coalesce(acl, acldefault(kind::"char", owner))) x) as text from acl
-     ), ours as (select oid from pg_namespace where nspname = 'fieldkeep')
+       select class, oid, part, concat_ws(' ', case when owner <> (select nspowner from ours) then 'of ' || owner::regrole end,
+         (select string_agg(concat_ws(' ', who, x.privilege_type), ', ' order by who, x.privilege_type)
+          from aclexplode(coalesce(acl, acldefault(kind::"char", owner))) x, lateral (select case x.grantee when 0 then 'PUBLIC'
+            when owner then 'owner' when to_regrole(quote_ident($1)) then 'worker' end as who) w where who is not null)) as text
+       from acl)
      select 'schema fieldkeep' as what, g.text from ours n join given g on g.class = 'pg_namespace'::regclass and g.oid = n.oid
      union all
      select 'function fieldkeep.' || p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')',
-            pg_get_functiondef(p.oid) || coalesce(g.text, '')
+            pg_get_functiondef(p.oid) || g.text
      from pg_proc p join ours n on p.pronamespace = n.oid join given g on g.class = 'pg_proc'::regclass and g.oid = p.oid
      where p.prokind in ('f', 'p')
      union all
-     select 'table fieldkeep.' || c.relname, concat_ws(E'\\n', g.text,
+     select 'table fieldkeep.' || c.relname, concat_ws(E'\\n', g.text, c.relpersistence, c.relrowsecurity,
        (select string_agg(concat_ws(' ', a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
-          pg_get_expr(d.adbin, d.adrelid), a.attacl), E'\\n' order by a.attnum)
-        from pg_attribute a left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+          pg_get_expr(d.adbin, d.adrelid), ag.text), E'\\n' order by a.attname)
+        from pg_attribute a join given ag on ag.class = 'pg_class'::regclass and ag.oid = a.attrelid and ag.part = a.attnum
+        left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
         where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
-       (select string_agg(pg_get_constraintdef(k.oid), E'\\n' order by k.conname) from pg_constraint k where k.conrelid = c.oid),
-       (select string_agg(pg_get_indexdef(x.indexrelid), E'\\n' order by x.indexrelid::regclass::text)
-        from pg_index x where x.indrelid = c.oid),
+       (select string_agg(def, E'\\n' order by def) from pg_constraint k, pg_get_constraintdef(k.oid) def where k.conrelid = c.oid),
+       (select string_agg(def, E'\\n' order by def) from pg_index x, pg_get_indexdef(x.indexrelid) def where x.indrelid = c.oid),
        (select string_agg(pg_get_triggerdef(t.oid) || t.tgenabled::text, E'\\n' order by t.tgname)
         from pg_trigger t where t.tgrelid = c.oid and not t.tgisinternal))
-     from pg_class c join ours n on c.relnamespace = n.oid join given g on g.class = 'pg_class'::regclass and g.oid = c.oid
+     from pg_class c join ours n on c.relnamespace = n.oid
+     join given g on g.class = 'pg_class'::regclass and g.oid = c.oid and g.part = 0
      where c.relkind in ('r', 'p', 'v')`,
+    [worker],
   );
   return new Map(rows.map(({ what, text }) => [what, text]));
 }

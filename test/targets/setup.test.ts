@@ -235,23 +235,13 @@ describe('target:setup', function () {
         'a function of another shape',
         `drop function fieldkeep.fe_claim(text[]);
          create function fieldkeep.fe_claim(tokens text[]) returns int language sql return 1`,
-        'schema fieldkeep: migrations/target.sql fails there (42P13): cannot change return type of existing function',
+        'schema fieldkeep: function fieldkeep.fe_claim(tokens text[]) is not as migrations/target.sql makes it',
         'drop function fieldkeep.fe_claim(text[])',
-      ],
-      [
-        'a function that everybody may call',
-        'grant execute on function fieldkeep.fe_guard_validate(text, text, text, int) to public',
-        'function fieldkeep.fe_guard_validate(p_schema text, p_table text, p_column text, p_version integer) is not as',
       ],
       [
         'a list that the worker may write itself',
         `grant insert on fieldkeep.guarded_columns to ${w}`,
         'schema fieldkeep: table fieldkeep.guarded_columns is not as migrations/target.sql makes it',
-      ],
-      [
-        'keys that the worker may change',
-        `grant update on fieldkeep.wrapped_keys to ${w}`,
-        'schema fieldkeep: table fieldkeep.wrapped_keys is not as migrations/target.sql makes it',
       ],
       [
         'a list that others may write',
@@ -270,6 +260,18 @@ describe('target:setup', function () {
         `alter function fieldkeep.fe_guard_add(text, text, text, int, boolean) owner to ${application}`,
         `and cannot be guarded by ${application}: grant `,
         'alter function fieldkeep.fe_guard_add(text, text, text, int, boolean) owner to current_user',
+      ],
+      [
+        'a list of another shape',
+        'alter table fieldkeep.wrapped_keys drop column bind',
+        'table fieldkeep.wrapped_keys is not as',
+        'drop table fieldkeep.wrapped_keys',
+      ],
+      [
+        'a function beside ours',
+        'create function fieldkeep.fe_version(v varchar) returns int language sql immutable return 1',
+        'function fieldkeep.fe_version(v character varying) stands beside that of migrations/target.sql: drop it',
+        'drop function fieldkeep.fe_version(varchar)',
       ],
       ['an index that is gone', `drop index app.${versions}`, `version index of ${atTable}.ssn: it is missing`],
       [
