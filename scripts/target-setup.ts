@@ -159,7 +159,9 @@ function explain(step: Step, error: unknown): string {
   if (state === '55P03') return `${said} Others kept the table locked; run it again.`;
   if (state !== '42501') return said;
   const long = step.statements.join('').length > 2000;
-  return long ? `${said} Whoever may does.` : `${said} Whoever may runs this:\n\n${formatPlan([step])}`;
+  return long
+    ? `${said} Whoever may runs what this command prints without --apply.`
+    : `${said} Whoever may runs this:\n\n${formatPlan([step])}`;
 }
 
 /** Makes what is not there, in order; after a step that fails the later ones are not tried. Answers what stopped it. */

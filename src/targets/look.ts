@@ -64,20 +64,14 @@ async function lookAtTable(
 
 /**
  * What of the schema fieldkeep is not as migrations/target.sql makes it, as the owner: it is made anew beside the one that
- * stands there, and rolled back. An owner who may make no schema runs it over what is there, and sees what that changes.
+ * stands there, and rolled back.
  */
 async function compareFixed(db: Client, statements: readonly string[], worker: string): Promise<string[]> {
   const before = await describeSchema(db, worker);
   await db.query('begin');
   try {
     await db.query(setLockTimeout);
-    await db.query('savepoint standing');
-    try {
-      await putAside(db);
-    } catch (error) {
-      if (sqlState(error) !== '42501') throw error;
-      await db.query('rollback to savepoint standing');
-    }
+    await putAside(db);
     for (const statement of statements) await db.query(statement);
     const after = await describeSchema(db, worker);
     const differing = Array.from(after).flatMap(([what, text]) => {
