@@ -141,6 +141,7 @@ async function giveUp(shop: DestroyShop, destruction: Destruction, driver: strin
     if (!(await store.claimLastStep(shop.pool, id, driver, leaseMs))) throw new LostLease();
   };
   try {
+    await mayGoOn(); // not even the first step, where somebody else has decided by now
     await shop.rootKeys.destroyBelow(family, floorOf(shop, destruction), mayGoOn);
   } catch (error) {
     if (!(error instanceof LostLease)) throw error;
