@@ -144,9 +144,13 @@ async function giveUp(shop: DestroyShop, destruction: Destruction, driver: strin
     await mayGoOn(); // not even the first step, where somebody else has decided by now
     await shop.rootKeys.destroyBelow(family, floorOf(shop, destruction), mayGoOn);
   } catch (error) {
-    if (!(error instanceof LostLease)) throw error;
-    const { refusedAt, calledOff } = await store.getDestruction(shop.pool, id);
-    if ((refusedAt ?? calledOff) !== undefined) await keep(shop, destruction); // else another one goes on from there
+    // Who may take the first step and not the last, or was told too late that it is over, must not leave the version shut.
+    const isOver = async () => {
+      const { refusedAt, calledOff } = await store.getDestruction(shop.pool, id);
+      return (refusedAt ?? calledOff) !== undefined;
+    };
+    const isRefused = error instanceof RootKeyError && error.refused;
+    if (isRefused || (error instanceof LostLease && (await isOver()))) await keep(shop, destruction);
     throw error;
   }
 }

@@ -347,6 +347,29 @@ describeVault('destroying a version', function () {
     assert.deepEqual(await stateOf(1), { state: 'destroyed', keys: 0 });
   });
 
+  it('goes on opening where a login may take the first step at Vault and not the last', async () => {
+    const envelope = await seal('acme');
+    await rotateKeys(2);
+    const rules = ['read', 'update', 'update'].map((right, i) => {
+      const path = `${mount}/${['keys/*', 'keys/+/config', 'sign/*'][i]!}`;
+      return `path "${path}" { capabilities = ["${right}"] }`;
+    });
+    await server.call('POST', `sys/policies/acl/${mount}`, { policy: rules.join('\n') });
+    const made = await server.call('POST', 'auth/token/create', { policies: [mount] });
+    const token = made.auth!['client_token'] as string;
+    const { rootKeys } = openAt(server, { mount, auth: { method: 'token', token } });
+    open.push(rootKeys);
+    const id = await begin();
+    const held = await carryOn({ ...it_.service, rootKeys }, id, { person: 'op' });
+    assert.match(held.problem!, /^Vault does not let the service destroy it \(Vault answers 403/);
+    const { data } = await server.call('GET', `${mount}/keys/fk-bank`);
+    assert.equal(data!['min_decryption_version'], 1);
+    assert.equal((await openIt(envelope, 'acme')).status, 200);
+    await it_.owner.query('update fieldkeep.destructions set retry_at = null');
+    const done = await carryOn({ ...it_.service, rootKeys: operator }, id, { person: 'op' });
+    assert.deepEqual([done.problem, done.keeperAnswer?.oldestAfter], [undefined, 2]);
+  });
+
   it('is refused for a root key that could have been copied out', async () => {
     await seal('acme');
     await rotateKeys(2);
