@@ -7,7 +7,7 @@ import { inspectColumn } from '../../src/adoption/inspect.ts';
 import { findTable } from '../../src/adoption/inspect-store.ts';
 import { planAdoption } from '../../src/adoption/plan.ts';
 import { findByName, refuseDestination } from '../../src/adoption/adoption.ts';
-import { formatFinish, formatPreparation, formatUndo } from '../../src/adoption/sql.ts';
+import { formatDestination, formatFinish, formatPreparation, formatUndo } from '../../src/adoption/sql.ts';
 import { findPlace } from './databases.ts';
 
 /** Of a statement that reads the whole table. */
@@ -90,9 +90,11 @@ export async function printSql(
   if (refusal !== undefined) throw new StartupError(refusal);
   if (to === registered.column) throw new StartupError('In place there is nothing to prepare.');
   const column = to === undefined ? registered : { ...registered, from: to };
-  const { url } = findPlace(column, process.env);
+  const { url, workerRole } = findPlace(column, process.env);
   const table = await withPool(url, usualMs, (pool) => findTable(pool, column.schema, column.name));
   if (table === undefined) throw new StartupError(`There is no table ${column.address}, or it cannot be seen.`);
   if (after === 'finish') return formatFinish(column, table);
-  return after === 'undo' ? formatUndo(column, table) : formatPreparation(column, table);
+  if (after === 'undo') return formatUndo(column, table);
+  const destination = to === undefined || to === registered.from ? '' : formatDestination(column, to, workerRole);
+  return [destination, formatPreparation(column, table)].filter((each) => each !== '').join('\n');
 }

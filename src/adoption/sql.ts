@@ -105,6 +105,19 @@ function formatColumns(column: AdoptedColumn): string[] {
 const formatCheckDrop = (column: AdoptedColumn) =>
   `alter table ${tableOf(column)} drop constraint if exists ${q(emptyCheckName(column))};`;
 
+/** The column that plaintext goes to on the way out, and that the worker may write it. */
+export function formatDestination(column: AdoptedColumn, to: string, worker: string | undefined): string {
+  const role = worker === undefined ? '' : q(worker);
+  const grant = `grant select (${q(to)}), update (${q(to)}) on ${tableOf(column)} to ${role}`;
+  return join([
+    [
+      comment('Where the plaintext goes. If it is to be of another type, make it first.'),
+      `alter table ${tableOf(column)} add column if not exists ${q(to)} text;`,
+      worker === undefined ? comment(`${grant}the role of the worker;`) : `${grant};`,
+    ],
+  ]);
+}
+
 /** What is run before an adoption starts. */
 export function formatPreparation(column: AdoptedColumn, table: TableParts): string {
   const triggers = toTriggerColumn(column);
