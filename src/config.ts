@@ -5,6 +5,7 @@
 import { resolve } from 'node:path';
 import { z } from 'zod';
 import { StartupError } from './errors.ts';
+import { present } from './present.ts';
 import type { VaultAuth } from './keys/vault-login.ts';
 import type { VaultSettings } from './keys/vault-open.ts';
 import type { SourceSecret } from './rotation/sources.ts';
@@ -218,8 +219,7 @@ function readVault(env: Environment): VaultSettings | undefined {
     address: env.VAULT_ADDR!,
     mount: env.VAULT_TRANSIT_MOUNT,
     auth,
-    ...(env.VAULT_NAMESPACE !== undefined && { namespace: env.VAULT_NAMESPACE }),
-    ...(env.VAULT_CACERT !== undefined && { caFile: resolve(env.VAULT_CACERT) }),
+    ...present({ namespace: env.VAULT_NAMESPACE, caFile: env.VAULT_CACERT && resolve(env.VAULT_CACERT) }),
   };
 }
 
@@ -254,10 +254,8 @@ export function readConfig(variables: NodeJS.ProcessEnv): Config {
     policyFile: resolve(env.FIELDKEEP_POLICY),
     logLevel: env.LOG_LEVEL,
     production: env.NODE_ENV === 'production',
-    ...(vault !== undefined && { vault }),
-    ...(env.FIELDKEEP_FAMILIES !== undefined && { families: env.FIELDKEEP_FAMILIES.split(',') }),
-    ...(env.DATABASE_URL !== undefined && { databaseUrl: env.DATABASE_URL }),
-    ...(env.DATABASE_OWNER_URL !== undefined && { databaseOwnerUrl: env.DATABASE_OWNER_URL }),
+    ...present({ vault, families: env.FIELDKEEP_FAMILIES?.split(',') }),
+    ...present({ databaseUrl: env.DATABASE_URL, databaseOwnerUrl: env.DATABASE_OWNER_URL }),
     ...(env.TLS_CERT_FILE !== undefined && { tls: { certFile: env.TLS_CERT_FILE, keyFile: env.TLS_KEY_FILE! } }),
   };
 }

@@ -6,6 +6,7 @@
  * code that it passed are.
  */
 import { FieldkeepError, type ErrorCode } from '../errors.ts';
+import { present } from '../present.ts';
 
 export const statuses: Readonly<Record<ErrorCode, number>> = {
   request_invalid: 400,
@@ -79,8 +80,7 @@ export function toProblem(error: unknown, requestId: string): Problem {
     detail: known.message,
     code,
     requestId,
-    ...(extras.missingScope !== undefined && { missingScope: extras.missingScope }),
-    ...(extras.rotationId !== undefined && { rotationId: extras.rotationId }),
+    ...present({ missingScope: extras.missingScope, rotationId: extras.rotationId }),
   };
   const headers: string[] = [];
   if (status === 401) headers.push('WWW-Authenticate', 'Bearer realm="fieldkeep"');

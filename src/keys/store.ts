@@ -3,6 +3,7 @@
  * calls raiseEpoch; the caller then waits out the open intake transactions (audit/store.ts).
  */
 import type { Client, Pool, Queryable } from '../db.ts';
+import { present } from '../present.ts';
 import type { KeyFamily, KeyState, KeyVersion, VersionIndex, VersionState } from './version.ts';
 import type { Normalise } from '../crypto/blind-index.ts';
 
@@ -72,8 +73,7 @@ function toVersion(row: StateRow, family: string, version: number): KeyVersion {
     bind: row.bind,
     indexes: row.indexes,
     createdAt: row.created_at,
-    ...(row.normalise !== null && { normalise: row.normalise }),
-    ...(row.activated_at !== null && { activatedAt: row.activated_at }),
+    ...present({ normalise: row.normalise, activatedAt: row.activated_at }),
   };
 }
 

@@ -1,5 +1,6 @@
 /** SQL of approvals: what was asked, what was decided, and that it was used. */
 import type { Client, Queryable } from '../db.ts';
+import { present } from '../present.ts';
 import type { ApprovableAction, ApprovalDecision, Asked, Verdict } from '../policy/approval.ts';
 
 interface NewApproval {
@@ -22,48 +23,21 @@ export interface StoredApproval extends Asked, Omit<NewApproval, 'within'> {
   readonly createdAt: Date;
 }
 
-interface ApprovalRow {
-  id: string;
-  action: ApprovableAction;
-  about: string;
-  details: object;
-  reason: string;
-  agent: string | null;
-  person: string | null;
-  tenant: string | null;
-  required: number;
-  request_digest: string;
-  created_at: Date;
-  decide_by: Date;
-  used_at: Date | null;
-  decisions: (Omit<ApprovalDecision, 'decidedAt'> & { decidedAt: string })[];
-  now: Date;
-}
-
+/** What is stored of an approval, by its name there. */
 const approvalColumns = `a.id, a.action, a.about, a.details, a.reason, a.agent, a.person, a.tenant, a.required,
-  a.request_digest, a.created_at, a.decide_by, a.used_at, clock_timestamp() as now,
+  a.request_digest as "requestDigest", a.created_at as "createdAt", a.decide_by as "decideBy", a.used_at as "usedAt",
+  clock_timestamp() as now,
   (select coalesce(json_agg(json_build_object('person', d.person, 'decision', d.decision, 'reason', d.reason,
      'decidedAt', d.decided_at) order by d.decided_at), '[]')
    from fieldkeep.approval_decisions d where d.approval = a.id) as decisions`;
 
-function toApproval(row: ApprovalRow): StoredApproval {
-  return {
-    id: row.id,
-    action: row.action,
-    about: row.about,
-    details: row.details,
-    reason: row.reason,
-    required: row.required,
-    requestDigest: row.request_digest,
-    createdAt: row.created_at,
-    decideBy: row.decide_by,
-    decisions: row.decisions.map((each) => ({ ...each, decidedAt: new Date(each.decidedAt) })),
-    now: row.now,
-    ...(row.agent !== null && { agent: row.agent }),
-    ...(row.person !== null && { person: row.person }),
-    ...(row.tenant !== null && { tenant: row.tenant }),
-    ...(row.used_at !== null && { usedAt: row.used_at }),
-  };
+type ApprovalRow = Record<keyof Omit<StoredApproval, 'decisions'>, unknown> & {
+  readonly decisions: readonly (Omit<ApprovalDecision, 'decidedAt'> & { decidedAt: string })[];
+};
+
+function toApproval({ decisions, ...row }: ApprovalRow): StoredApproval {
+  const decided = decisions.map((each) => ({ ...each, decidedAt: new Date(each.decidedAt) }));
+  return { ...(present(row) as Omit<StoredApproval, 'decisions'>), decisions: decided };
 }
 
 export async function insertApproval(tx: Client, asked: NewApproval): Promise<void> {

@@ -2,6 +2,7 @@
  * How gently rows of a class are re-encrypted, as the policy says it, and what that means for rows of several classes; and
  * when a version of it may be given up. Pure.
  */
+import { present } from '../present.ts';
 import { isWithin, type Hours } from './schedule.ts';
 
 export interface RotationLimits {
@@ -40,8 +41,7 @@ const usualRetirement: RetireRule = {
 
 /** What a class says, the usual where it does not. */
 export function toRetireRule(given: { [K in keyof RetireRule]?: string | undefined } = {}): RetireRule {
-  const set = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined));
-  return { ...usualRetirement, ...set };
+  return { ...usualRetirement, ...present(given) };
 }
 
 /** How long an UPDATE may take when rows must be out of a compromised key: applications feel it, and it is worth it. */
@@ -54,8 +54,7 @@ type Given = { [K in Exclude<keyof RotationLimits, 'hours'>]?: RotationLimits[K]
 /** The limits that a class names, the usual ones where it does not. */
 export function toLimits(given: Given = {}): RotationLimits {
   const { hours, ...numbers } = given;
-  const set = Object.fromEntries(Object.entries(numbers).filter(([, value]) => value !== undefined));
-  return { ...usual, ...set, hours: hours === undefined ? [] : [hours] };
+  return { ...usual, ...present(numbers), hours: hours === undefined ? [] : [hours] };
 }
 
 /** The strictest of several limits: what holds for rows that have columns of several classes. */

@@ -3,6 +3,7 @@
  * is never changed; a new file makes a new one. Pure.
  */
 import { createHash } from 'node:crypto';
+import { present } from '../present.ts';
 import { compileAccess, type AccessTable } from './compile.ts';
 import { checkPolicy } from './checks.ts';
 import type { FieldClass } from './field-class.ts';
@@ -120,8 +121,8 @@ function parseFile(text: string): PolicyFile {
 
 function toClass(name: string, entry: PolicyFile['classes'][string]): FieldClass {
   const { normalise, edges, rotation, retire, compromised = 'grants', ...rest } = entry;
-  const optional = { ...(normalise !== undefined && { normalise }), ...(edges !== undefined && { edges }) };
-  return { name, ...rest, compromised, rotation: toLimits(rotation), retire: toRetireRule(retire), ...optional };
+  const rules = { rotation: toLimits(rotation), retire: toRetireRule(retire) };
+  return { name, ...rest, compromised, ...rules, ...present({ normalise, edges }) };
 }
 
 function toColumn(entry: PolicyFile['columns'][number]): RegisteredColumn {
@@ -135,10 +136,7 @@ function toColumn(entry: PolicyFile['columns'][number]): RegisteredColumn {
     address: database === undefined ? table : `${database}:${table}`,
     adopt: adopt ?? false,
     index: index.map(({ name, column, bits = 256, unique = false }) => ({ name, column, bits, unique })),
-    ...(database !== undefined && { database }),
-    ...(from !== undefined && { from }),
-    ...(tenants !== undefined && { tenants }),
-    ...(sealed !== undefined && { sealed }),
+    ...present({ database, from, tenants, sealed }),
   };
 }
 

@@ -4,6 +4,7 @@ import { formatEntry, itemsRoot } from '../audit/entry.ts';
 import { StaleEpoch, type AuditLog, type AuditRecord, type Receipt } from '../audit/log.ts';
 import type { Client } from '../db.ts';
 import type { Keyring } from '../keys/keyring.ts';
+import { present } from '../present.ts';
 import type { Run } from './store.ts';
 import type { RunKind } from './work.ts';
 
@@ -32,10 +33,7 @@ function line(run: Named, action: string, purpose: string, more: object): { line
       purpose: `${purpose} of ${run.kind} ${run.id}`,
       decision: 'allow',
       outcome: 'ok',
-      ...(run.family !== undefined && { class: run.family }),
-      ...(run.version !== undefined && { keyVersion: run.version }),
-      ...(run.table !== undefined && { table: run.table }),
-      ...(run.column !== undefined && { column: run.column }),
+      ...present({ class: run.family, keyVersion: run.version, table: run.table, column: run.column }),
       ...more,
     }),
   };

@@ -64,89 +64,24 @@ export interface Prediction {
   readonly walBytes: number;
 }
 
-interface RunRow {
-  id: string;
-  kind: RunKind;
-  family: string | null;
-  version: number | null;
-  table: string | null;
-  column: string | null;
-  source: string | null;
-  reason: string | null;
-  compromised: boolean;
-  requested_by: string;
-  created_at: Date;
-  pending_at: Date | null;
-  activated_at: Date | null;
-  pass: number;
-  retried_pass: number;
-  planned_at: Date | null;
-  paused_at: Date | null;
-  blocked: string | null;
-  blocked_at: Date | null;
-  done_at: Date | null;
-  cancelled: string | null;
-  throttle: string | null;
-  rate: number | null;
-  rate_at: Date | null;
-  wal_from: Record<string, string> | null;
-  wal_bytes: string | null;
-  predicted: Prediction | null;
-  unfinished: number;
-  failed: number;
-  waived: number;
-  searchable: boolean;
-  now: Date;
-}
-
-const runColumns = `r.id, r.kind, r.family, r.version, r."table", r."column", r.source, r.reason, r.compromised, r.requested_by, r.created_at, r.pending_at,
-  r.activated_at, r.pass, r.retried_pass, r.planned_at, r.paused_at, r.blocked, r.blocked_at,
-  r.done_at, r.cancelled, r.throttle, r.rate, r.rate_at, r.wal_from, r.wal_bytes, r.predicted,
-  (select count(*)::int from fieldkeep.rotation_ranges g where g.rotation = r.id and g.finished_at is null) as unfinished,
+/** What is stored of a run, by its name there. */
+const runColumns = `r.id, r.kind, r.family, r.version, r."table", r."column", r.source, r.reason, r.compromised,
+  r.requested_by as "requestedBy", r.created_at as "createdAt", r.pending_at as "pendingAt",
+  r.activated_at as "activatedAt", r.pass, r.retried_pass as "retriedPass", r.planned_at as "plannedAt",
+  r.paused_at as "pausedAt", r.blocked, r.blocked_at as "blockedAt", r.done_at as "doneAt", r.cancelled, r.throttle,
+  r.rate, r.rate_at as "rateAt", r.wal_from as "walFrom", r.wal_bytes::float8 as "walBytes", r.predicted,
+  (select count(*)::int from fieldkeep.rotation_ranges g
+   where g.rotation = r.id and g.finished_at is null) as "unfinishedRanges",
   (select count(*)::int from fieldkeep.rotation_failures f where f.rotation = r.id) as failed,
   (select count(*)::int from fieldkeep.rotation_failures f where f.rotation = r.id and f.waived_at is not null) as waived,
   exists (select from fieldkeep.key_versions v where v.family = r.family and json_array_length(v.indexes) > 0) as searchable,
   clock_timestamp() as now`;
 
+type RunRow = Record<keyof Omit<Run, 'phase'>, unknown>;
+
 function toRun(row: RunRow): Run {
-  const optional = present({
-    family: row.family,
-    version: row.version,
-    table: row.table,
-    column: row.column,
-    source: row.source,
-    reason: row.reason,
-    pendingAt: row.pending_at,
-    activatedAt: row.activated_at,
-    plannedAt: row.planned_at,
-    pausedAt: row.paused_at,
-    blocked: row.blocked,
-    blockedAt: row.blocked_at,
-    doneAt: row.done_at,
-    cancelled: row.cancelled,
-    throttle: row.throttle,
-    rate: row.rate,
-    rateAt: row.rate_at,
-    walFrom: row.wal_from,
-    walBytes: row.wal_bytes === null ? null : Number(row.wal_bytes),
-    predicted: row.predicted,
-  });
-  return {
-    id: row.id,
-    kind: row.kind,
-    compromised: row.compromised,
-    requestedBy: row.requested_by,
-    createdAt: row.created_at,
-    pass: row.pass,
-    retriedPass: row.retried_pass,
-    unfinishedRanges: row.unfinished,
-    failed: row.failed,
-    waived: row.waived,
-    searchable: row.searchable,
-    now: row.now,
-    ...optional,
-    phase: phaseOf({ kind: row.kind, unfinishedRanges: row.unfinished, ...optional }),
-  };
+  const stored = present(row) as Omit<Run, 'phase'>;
+  return { ...stored, phase: phaseOf(stored) };
 }
 
 export interface NewRun {
