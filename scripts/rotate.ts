@@ -8,10 +8,11 @@
  * up the one under way; or gives up its rows that do not open, once other people have agreed. --json for scripts.
  */
 import { StartupError } from '../src/errors.ts';
+import { decide } from './approvals.ts';
 import { followRun, type RunProgress } from './progress.ts';
 import { controlRun } from './rotate/control.ts';
 import { describeDryRun, type DryRun } from './rotate/dry-run.ts';
-import { decide, waive } from './rotate/waive.ts';
+import { waive } from './rotate/waive.ts';
 import { flag, mustBeOk, operator, readWords, run, text, withApi, type Api } from './support.ts';
 
 const usage = `Usage: npm run rotate -- FAMILY [--wait] [--reason "…"] [--compromised] [--dry-run]

@@ -28,6 +28,9 @@ export function readWords<T extends ParseArgsConfig>(usage: string, config: T): 
   }
 }
 
+/** As a word for the shell. */
+export const quote = (text: string) => `'${text.replaceAll("'", `'\\''`)}'`;
+
 export const formatCount = (n: number) => n.toLocaleString('en-US');
 
 export const home = resolve(process.env.FIELDKEEP_HOME || '.fieldkeep');

@@ -15,7 +15,7 @@ import { openClient } from '../src/keys/vault-open.ts';
 import { planVault, type Step } from '../src/keys/vault-plan.ts';
 import { readPolicy } from '../src/policy-watch.ts';
 import { listVaultNeeds } from '../src/rotation/sources.ts';
-import { flag, readWords, run, text } from './support.ts';
+import { flag, quote, readWords, run, text } from './support.ts';
 
 const usage =
   'Usage: npm run vault:setup -- [--dry-run | --check] [--kubernetes-host URL [--kubernetes-ca FILE]] ' +
@@ -43,7 +43,7 @@ function formatCommand({ path, body }: Step): string {
   const fields = Object.entries(body).map(([name, value]) => {
     const text = Array.isArray(value) ? value.join(',') : String(value);
     // A PEM has line ends, which sh keeps inside quotes.
-    return /^[\w,./:-]+$/.test(text) ? `${name}=${text}` : `${name}='${text.replaceAll("'", "'\\''")}'`;
+    return /^[\w,./:-]+$/.test(text) ? `${name}=${text}` : `${name}=${quote(text)}`;
   });
   return `vault write ${path} ${fields.join(' ')}`;
 }

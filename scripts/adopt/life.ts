@@ -1,8 +1,8 @@
 /** The life cycle of an adopted column through the service's API, as the operator: said, followed, and told in sentences. */
 import { StartupError } from '../../src/errors.ts';
-import { describeVotes, quote, type Approval } from '../rotate/waive.ts';
+import { describeVotes, type Approval } from '../approvals.ts';
 import { followRun, type RunProgress } from '../progress.ts';
-import { formatCount as format, mustBeOk, openProgress, operator, type Api } from '../support.ts';
+import { formatCount as format, mustBeOk, openProgress, operator, quote, type Api } from '../support.ts';
 
 export interface Adoption {
   readonly table: string;

@@ -16,8 +16,8 @@ import { carryOut } from '../../src/retirement/destroy.ts';
 import { findDestruction, type Destruction } from '../../src/retirement/destroy-store.ts';
 import { openSources } from '../../src/rotation/sources.ts';
 import { openReaders, openTargets } from '../../src/targets/targets.ts';
-import { describeVotes, quote, type Approval } from '../rotate/waive.ts';
-import { findService, mustBeOk, openApi, operator, type Api, type RunningService } from '../support.ts';
+import { describeVotes, type Approval } from '../approvals.ts';
+import { findService, mustBeOk, openApi, operator, quote, type Api, type RunningService } from '../support.ts';
 import { getDatabaseUrl } from './database.ts';
 
 export interface Asked {

@@ -104,6 +104,12 @@ export async function openEmbeddedRootKeys(path: string): Promise<RootKeys> {
     return root;
   }
 
+  function getFamily(name: string): Family {
+    const family = families.get(name);
+    if (family === undefined) throw new RootKeyError(`Family ${name} has no root key.`, { refused: true });
+    return family;
+  }
+
   async function addVersion(name: string): Promise<number> {
     const family = families.get(name) ?? { oldest: 1, versions: {} };
     const version = newest(family) + 1;
@@ -127,7 +133,7 @@ export async function openEmbeddedRootKeys(path: string): Promise<RootKeys> {
       return family === undefined ? await addVersion(name) : newest(family);
     },
     async rotate(name) {
-      if (!families.has(name)) throw new RootKeyError(`Family ${name} has no root key.`, { refused: true });
+      getFamily(name);
       return await addVersion(name);
     },
     // eslint-disable-next-line @typescript-eslint/require-await -- a throw must reach the caller as a rejection
@@ -161,14 +167,11 @@ export async function openEmbeddedRootKeys(path: string): Promise<RootKeys> {
     },
     // eslint-disable-next-line @typescript-eslint/require-await -- a throw must reach the caller as a rejection
     async findOldest(name) {
-      const family = families.get(name);
-      if (family === undefined) throw new RootKeyError(`Family ${name} has no root key.`, { refused: true });
-      return family.oldest;
+      return getFamily(name).oldest;
     },
     async destroyBelow(name, minVersion, mayGoOn) {
       await mayGoOn?.();
-      const family = families.get(name);
-      if (family === undefined) throw new RootKeyError(`Family ${name} has no root key.`, { refused: true });
+      const family = getFamily(name);
       const left = Object.entries(family.versions).filter(([version]) => Number(version) >= minVersion);
       families.set(name, { oldest: Math.max(family.oldest, minVersion), versions: Object.fromEntries(left) });
       try {

@@ -140,6 +140,16 @@ function authStep(type: 'approle' | 'kubernetes'): Step {
   };
 }
 
+/** What is made, and mended, by writing it whole. */
+function writeStep(
+  what: string,
+  path: string,
+  body: Readonly<Record<string, unknown>>,
+  differences: Step['differences'] = ({ data = {} }) => compare(body, data),
+): Step {
+  return { what, read: path, path, body, differences, mend: { path, body } };
+}
+
 /** The steps in the order in which they must be made. */
 export function planVault({ mount, classes, kubernetes, needs = [] }: PlanOptions): Step[] {
   const families = [...classes, auditFamily];
@@ -155,23 +165,12 @@ export function planVault({ mount, classes, kubernetes, needs = [] }: PlanOption
     keyStep(mount, signingKeyName, signingKeySettings),
   ];
   for (const [name, policy] of listPolicies(mount, families, needs)) {
-    const path = `sys/policies/acl/${name}`;
     const differences = ({ data = {} }: VaultAnswer) => (data.policy === policy ? [] : ['its rules are others']);
-    steps.push({
-      what: `policy ${name}`,
-      read: path,
-      path,
-      body: { policy },
-      differences,
-      mend: { path, body: { policy } },
-    });
+    steps.push(writeStep(`policy ${name}`, `sys/policies/acl/${name}`, { policy }, differences));
   }
   const roles = listRoles(families);
-  const addRole = (method: string, name: string, body: Readonly<Record<string, unknown>>) => {
-    const path = `auth/${method}/role/${name}`;
-    const differences = ({ data = {} }: VaultAnswer) => compare(body, data);
-    steps.push({ what: `${method} role ${name}`, read: path, path, body, differences, mend: { path, body } });
-  };
+  const addRole = (method: string, name: string, body: Readonly<Record<string, unknown>>) =>
+    steps.push(writeStep(`${method} role ${name}`, `auth/${method}/role/${name}`, body));
   steps.push(authStep('approle'));
   for (const [name, token_policies] of roles) addRole('approle', name, { token_policies, ...ttlSeconds });
   steps.push(authStep('kubernetes'));
@@ -179,9 +178,7 @@ export function planVault({ mount, classes, kubernetes, needs = [] }: PlanOption
     const { host, ca } = kubernetes;
     const apart = ca !== undefined && { kubernetes_ca_cert: ca, disable_local_ca_jwt: true };
     const body = { kubernetes_host: host, ...apart };
-    const path = 'auth/kubernetes/config';
-    const differences = ({ data = {} }: VaultAnswer) => compare(body, data);
-    steps.push({ what: 'kubernetes API server', read: path, path, body, differences, mend: { path, body } });
+    steps.push(writeStep('kubernetes API server', 'auth/kubernetes/config', body));
   }
   for (const [name, token_policies] of roles) {
     addRole('kubernetes', name, {
