@@ -49,8 +49,8 @@ describe('a process that is killed on a version’s way out', () => {
   /** True when it was killed. */
   async function runChild(at: number, when: 'before' | 'after'): Promise<boolean> {
     const file = fileURLToPath(new URL('./child.ts', import.meta.url));
-    const args = [file, database.serviceUrl, database.ownerUrl, home, String(at), when];
-    const child = spawn(process.execPath, args, { stdio: ['ignore', 'ignore', 'pipe'] });
+    const env = { ...process.env, DATABASE_URL: database.serviceUrl, DATABASE_OWNER_URL: database.ownerUrl };
+    const child = spawn(process.execPath, [file, home, String(at), when], { env, stdio: ['ignore', 'ignore', 'pipe'] });
     let told = '';
     child.stderr.on('data', (chunk: Buffer) => (told += String(chunk)));
     await once(child, 'close');
