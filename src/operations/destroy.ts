@@ -125,8 +125,7 @@ export const callOffDestruction: Operation = async (service, call) => {
       );
     }
     const { reason } = call.body as { reason: string };
-    const { person, agent } = call.principal;
-    const why = `It was called off by ${person ?? agent ?? 'unknown'}: ${reason}`;
+    const why = `It was called off by ${requesterOf(call)}: ${reason}`;
     return {
       status: 202,
       facts: { keyVersion: version, purpose: `calling off of destruction ${standing.id}: ${reason}` },
