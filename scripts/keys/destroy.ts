@@ -158,16 +158,15 @@ function tell({ family, version, callOff }: Asked, { status, refused, problem, c
 export async function destroy(config: Config, asked: Asked): Promise<void> {
   const found = findService();
   const service = typeof found?.url === 'string' && asked.reason !== undefined ? found : undefined;
+  if (asked.callOff) {
+    if (service !== undefined) return await callOff(service, asked);
+    throw new StartupError('Calling it off wants a --reason, and a service with an API that runs here.');
+  }
   if (service === undefined && config.vault === undefined) {
     throw new StartupError(
       'A service with an API must be running here, to be asked with --reason; or VAULT_ADDR and the login of an operator ' +
         'are needed, to carry out what was agreed to.',
     );
-  }
-  if (asked.callOff) {
-    if (service === undefined)
-      throw new StartupError('A service with an API must be running here, and wants a --reason.');
-    return await callOff(service, asked);
   }
   if (service !== undefined && !(await askHere(service, config, asked))) return;
   if (config.vault !== undefined) tell(asked, toTold(await carry(config, asked)));

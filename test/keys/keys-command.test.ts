@@ -95,6 +95,7 @@ describe('npm run keys', function () {
         [['import', file], /^Line 1 is not JSON[^\n]*\n$/],
         [['import', join(folder, 'none')], /none cannot be read\.\n$/],
         [['destroy', 'bank', '1', '--reason', 'x'], /^A service with an API must be running here[^\n]*\n$/],
+        [['destroy', 'bank', '1', '--call-off'], /^Calling it off wants a --reason[^\n]*\n$/],
         [['destroy', 'bank'], /^Usage: npm run keys/],
         [['certificate', 'bank', '1'], /^No service is running/],
         [[], /^Usage: npm run keys/],
