@@ -12,10 +12,6 @@ const indexes = z
   .meta({ description: 'Index name → token for the index column; null where nothing of the value is indexed.' });
 const revealed = z.union([z.string(), z.literal(true)]).meta({ description: '`true` where the view is `exists`.' });
 
-const encrypted = z.object({ envelope, version, masked: z.string(), indexes: indexes.optional() });
-const decrypted = z.object({ class: className, version, view, value: revealed });
-const reencrypted = z.object({ envelope, version, indexes: indexes.optional() });
-const matched = z.object({ match: z.boolean() });
 const itemError = z.object({ ref: ref.optional(), error: z.object({ code: z.string(), detail: z.string() }) });
 
 function oneOrItems<T extends z.ZodObject>(one: T) {
@@ -52,7 +48,7 @@ const destruction = z.object({
     .meta({ description: 'What was not as it was agreed to, right before the end, or who called it off.' }),
   problem: z.string().optional().meta({ description: 'What keeps it from its end now.' }),
 });
-const keyFamily = z.object({
+export const keyAnswer = z.object({
   family: z.string(),
   active: version.optional(),
   versions: z.array(
@@ -98,7 +94,7 @@ const prediction = z.object({
   valuesPerSecond: z.number(),
   walBytes: z.int(),
 });
-const rotation = z.object({
+export const rotationAnswer = z.object({
   id: z.string().optional().meta({ description: 'Absent in the answer to a dry run.' }),
   kind: z.enum(['rotation', 'adoption', 'verification', 'finish', 'undo', 'leave']).optional(),
   family: z.string().optional().meta({ description: 'Absent for an adoption, which may span families.' }),
@@ -154,7 +150,7 @@ const rotation = z.object({
   activatedAt: time.optional(),
   doneAt: time.optional(),
 });
-const adoption = z.object({
+export const adoptionAnswer = z.object({
   table: z.string(),
   column: z.string(),
   class: className,
@@ -169,7 +165,7 @@ const adoption = z.object({
   plaintext: z.int().optional().meta({ description: 'Values in the source, with an envelope beside them or not.' }),
   countedAt,
   problem: z.string().optional(),
-  run: rotation.optional().meta({ description: 'The newest run about this column alone.' }),
+  run: rotationAnswer.optional().meta({ description: 'The newest run about this column alone.' }),
   remains: z.array(z.string()).optional().meta({ description: 'Where plaintext is left, and until when.' }),
 });
 const principal = z.object({ system: z.boolean(), agent: z.string().optional(), person: z.string().optional() });
@@ -184,7 +180,7 @@ const failure = z.object({
 const failedColumns = z
   .array(z.object({ table: z.string(), column: z.string(), rows: z.int(), digest: z.string() }))
   .meta({ description: 'Rows by column; the digest is SHA-256 over each row and its code.' });
-const waiver = z.object({
+export const waiverAnswer = z.object({
   rotationId: z.string(),
   approvalId: z.string(),
   waived: z.int().meta({ description: 'Rows that were given up.' }),
@@ -205,7 +201,7 @@ const destroyDetails = {
   waived: z.array(z.string()).optional().meta({ description: 'What is missing, and goes without.' }),
 };
 const requester = z.object({ agent: z.string().optional(), person: z.string().optional() });
-const approval = z.object({
+export const approvalAnswer = z.object({
   id: z.string(),
   status: z.enum(['pending', 'approved', 'denied', 'expired', 'used']),
   action: z.enum(['destroy', 'waive', 'decrypt']),
@@ -233,22 +229,19 @@ const approval = z.object({
 });
 const entry = z.object({ index: z.int().min(0), entry: z.record(z.string(), z.union([z.string(), z.number()])) });
 
-export const encryptAnswer = oneOrItems(encrypted);
-export const decryptAnswer = oneOrItems(decrypted);
-export const reencryptAnswer = oneOrItems(reencrypted);
-export const matchAnswer = oneOrItems(matched);
+export const encryptAnswer = oneOrItems(
+  z.object({ envelope, version, masked: z.string(), indexes: indexes.optional() }),
+);
+export const decryptAnswer = oneOrItems(z.object({ class: className, version, view, value: revealed }));
+export const reencryptAnswer = oneOrItems(z.object({ envelope, version, indexes: indexes.optional() }));
+export const matchAnswer = oneOrItems(z.object({ match: z.boolean() }));
 export const searchTokensAnswer = z.object({ tokens: z.array(z.string()), expiresAt: time });
 export const whoamiAnswer = z.object({ principal, tenant: z.string().optional(), grants: z.array(z.string()) });
-export const keyAnswer = keyFamily;
-export const keysAnswer = listOf(keyFamily);
-export const rotationAnswer = rotation;
-export const rotationsAnswer = listOf(rotation);
+export const keysAnswer = listOf(keyAnswer);
+export const rotationsAnswer = listOf(rotationAnswer);
 export const failuresAnswer = listOf(failure);
-export const waiverAnswer = waiver;
-export const adoptionAnswer = adoption;
-export const adoptionsAnswer = listOf(adoption);
-export const approvalAnswer = approval;
-export const approvalsAnswer = listOf(approval);
+export const adoptionsAnswer = listOf(adoptionAnswer);
+export const approvalsAnswer = listOf(approvalAnswer);
 /** The answer to a call that waits until other people agree. */
 export const pendingAnswer = z.object({
   status: z.literal('pending'),

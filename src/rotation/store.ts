@@ -84,18 +84,8 @@ function toRun(row: RunRow): Run {
   return { ...stored, phase: phaseOf(stored) };
 }
 
-export interface NewRun {
-  readonly id: string;
-  readonly kind: RunKind;
-  readonly family?: string;
-  readonly version?: number;
-  readonly table?: string;
-  readonly column?: string;
-  readonly source?: string;
-  readonly reason?: string;
-  readonly compromised?: boolean;
-  readonly requestedBy: string;
-}
+type Asked = 'id' | 'kind' | 'family' | 'version' | 'table' | 'column' | 'source' | 'reason' | 'requestedBy';
+export type NewRun = Pick<Run, Asked> & Partial<Pick<Run, 'compromised'>>;
 
 /** False when an unfinished run of the family or the column (or an unfinished adoption) stands in the way. */
 export async function insertRun(db: Queryable, run: NewRun): Promise<boolean> {
