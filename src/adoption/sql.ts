@@ -12,10 +12,11 @@ import {
   formatTriggerDrops,
   formatTriggers,
   nameFor,
+  toTriggers,
   type TriggerColumn,
 } from '../targets/adoption-triggers.ts';
 
-export type AdoptedColumn = Pick<RegisteredColumn, 'schema' | 'name' | 'key' | 'column' | 'from' | 'index'>;
+export type AdoptedColumn = Pick<RegisteredColumn, 'schema' | 'name' | 'key' | 'tenant' | 'column' | 'from' | 'index'>;
 
 export interface TableParts {
   /** Of a partitioned table that is divided once: where its rows are. */
@@ -33,9 +34,7 @@ const join = (blocks: readonly (readonly string[])[]) => `${blocks.map((lines) =
 
 /** What the triggers are about; undefined for a column that is adopted in place. */
 export function toTriggerColumn(column: AdoptedColumn): TriggerColumn | undefined {
-  const { schema, name, from, index } = column;
-  if (from === undefined) return undefined;
-  return { schema, name, column: column.column, source: from, indexColumns: index.map((each) => each.column) };
+  return column.from === undefined ? undefined : toTriggers(column, column.from);
 }
 
 interface Index {

@@ -11,7 +11,7 @@ import type { RegisteredColumn } from '../policy/policy.ts';
 import { findByName, refuseDestination, viewAdoption } from '../adoption/adoption.ts';
 import { findAdoption, findColumnRun, setStarted, setUndone } from '../rotation/adoption-store.ts';
 import { listGuards } from '../targets/adoption-trigger-store.ts';
-import { findTriggerProblem } from '../targets/adoption-triggers.ts';
+import { findTriggerProblem, toTriggers } from '../targets/adoption-triggers.ts';
 import { countStale } from '../rotation/census.ts';
 import { countMaxMs } from '../rotation/counts.ts';
 import { loadCatalog, type TableShape } from '../targets/catalog.ts';
@@ -106,10 +106,8 @@ function checkPlaintextColumn(table: TableShape, source: string, mustTakeNull: b
 }
 
 async function checkTriggers(service: Service, table: TableShape, column: RegisteredColumn, source: string) {
-  const { schema, name, column: filled, index } = column;
-  const of = { schema, name, column: filled, source, indexColumns: index.map((each) => each.column) };
   const command = `npm run adopt -- sql ${nameOf(column)}${source === column.from ? '' : ` --to ${source}`}`;
-  const problem = await findTriggerProblem(databaseOf(service, table), of, command);
+  const problem = await findTriggerProblem(databaseOf(service, table), toTriggers(column, source), command);
   if (problem !== undefined) throw conflict(`${nameOf(column)} cannot stand beside ${source}: ${problem}`);
 }
 

@@ -9,12 +9,15 @@
  *     3 source     the source changed                   → no envelope, no tokens; but where it became null and another
  *                                                         envelope came in the same statement, that stays
  *     4 envelope   the envelope changed, the source not → no source: the application has moved its writes
+ *     5 rebind     key or tenant changed, a source is    → no envelope, no tokens: they open only where they were made
+ *                  there
  *
  * All of them let re-encryption be (`fieldkeep.reencrypting`). What changed is told by the stored
  * image: any type has one, also those without equality, and no collation calls two of them the same.
  */
 import { createHash } from 'node:crypto';
 import { quoteIdentifier, type Queryable } from '../db.ts';
+import type { RegisteredColumn } from '../policy/policy.ts';
 import { listHeirs, listTableTriggers, readFunction } from './adoption-trigger-store.ts';
 
 /** What the triggers are about. */
@@ -26,6 +29,24 @@ export interface TriggerColumn {
   /** Of the plaintext, of any type. */
   readonly source: string;
   readonly indexColumns: readonly string[];
+  /** Columns whose values an envelope is bound to: the key, and the tenant's. */
+  readonly bound: readonly string[];
+}
+
+/** What the triggers are about, where the plaintext is in `source`. */
+export function toTriggers(
+  {
+    schema,
+    name,
+    key,
+    tenant,
+    column,
+    index,
+  }: Pick<RegisteredColumn, 'schema' | 'name' | 'key' | 'tenant' | 'column' | 'index'>,
+  source: string,
+): TriggerColumn {
+  const bound = 'column' in tenant ? [...key, tenant.column] : key;
+  return { schema, name, column, source, indexColumns: index.map((each) => each.column), bound };
 }
 
 export interface Trigger {
@@ -96,7 +117,7 @@ end
 }
 
 /** What a trigger asks of a row. The words are those in which Postgres says them again (see findMissingTriggers). */
-function conditionsOf({ column, source, indexColumns }: TriggerColumn) {
+function conditionsOf({ column, source, indexColumns, bound }: TriggerColumn) {
   const isThere = (name: string) => `new.${q(name)} is not null`;
   // As a call: `row(…) *<> row(…)` would be read element by element, with an operator that elements do not have.
   const changed = (name: string) => `pg_catalog.record_image_ne(row(new.${q(name)}), row(old.${q(name)}))`;
@@ -110,6 +131,7 @@ function conditionsOf({ column, source, indexColumns }: TriggerColumn) {
     restore: [isThere(source), same, any(sealed.map(changed))],
     source: [changed(source), any(sealed.map(isThere)), `not (${movedOver})`],
     envelope: [isThere(source), same, changed(column)],
+    rebind: [isThere(source), any(sealed.map(isThere)), any(bound.map(changed))],
   };
 }
 
@@ -136,6 +158,7 @@ export function buildTriggers(of: TriggerColumn): TriggerSet {
       make(2, `update of ${q(source)}`, conditions.restore, 'restore'),
       make(3, 'update', conditions.source, 'clear'),
       make(4, `update of ${q(column)}`, conditions.envelope, 'move'),
+      ...(of.bound.length === 0 ? [] : [make(5, 'update', conditions.rebind, 'clear')]),
     ],
   };
 }

@@ -8,7 +8,7 @@ import { canonicalJson } from '../crypto/canonical.ts';
 import { isUnavailable, quoteIdentifier, type Queryable } from '../db.ts';
 import { columnId, type RegisteredColumn } from '../policy/policy.ts';
 import { isKeptNull } from './adoption-trigger-store.ts';
-import { emptyCheckName, findTriggerProblem } from './adoption-triggers.ts';
+import { emptyCheckName, findTriggerProblem, toTriggers } from './adoption-triggers.ts';
 import {
   inspectTable,
   listAdoptions,
@@ -161,10 +161,9 @@ function unfilledPredicate(column: string, from: string): string {
 
 /** What keeps a column from being filled: without its triggers a change of the source would leave an old envelope behind. */
 async function findUnready(db: Queryable, column: RegisteredColumn): Promise<string | undefined> {
-  const { address, schema, name, column: filled, from, index } = column;
+  const { address, column: filled, from } = column;
   if (from === undefined) return undefined;
-  const indexColumns = index.map((each) => each.column);
-  const of = { schema, name, column: filled, source: from, indexColumns };
+  const of = toTriggers(column, from);
   if (await isKeptNull(db, of, emptyCheckName(of))) return undefined; // finished: nobody can write a source any more
   const problem = await findTriggerProblem(db, of, `npm run adopt -- sql ${address}.${filled}`);
   return problem && `${address}.${filled} is not filled from ${from}: ${problem}`;

@@ -25,7 +25,7 @@ const columns = [
 
 const triggered = columns.map(({ column, from: source, ...rest }) => {
   const indexColumns = 'index' in rest ? rest.index.map((each) => each.column) : [];
-  return { schema: 'public', name: 'people', column, source, indexColumns };
+  return { schema: 'public', name: 'people', column, source, indexColumns, bound: ['id', 'tenant'] };
 });
 
 interface Person {

@@ -53,7 +53,14 @@ describe('an adoption whose writes fail', () => {
       create index on ${address} (id) where tax is not null and ssn_enc is null;
       insert into ${address} (id, tenant, name) select n, 'acme', 'n' from generate_series(1, ${rows}) n;
       grant select (tax, ssn_enc), update (tax, ssn_enc) on ${address} to ${roleOf(bench.database.serviceUrl)}`);
-    const of = { schema: 'demo', name: 'employees', column: 'ssn_enc', source: 'tax', indexColumns: ['ssn_eq'] };
+    const of = {
+      schema: 'demo',
+      name: 'employees',
+      column: 'ssn_enc',
+      source: 'tax',
+      indexColumns: ['ssn_eq'],
+      bound: ['id', 'tenant'],
+    };
     for (const statement of formatTriggers(of)) await bench.owner.query(statement);
     for (let id = 1; id <= rows; id += 1) {
       await bench.owner.query(`update ${address} set tax = $2 where id = $1`, [id, valueOf(id)]);

@@ -7,7 +7,7 @@ import type { Finding } from '../../src/adoption/finding.ts';
 import { inspectColumn, type InspectOptions } from '../../src/adoption/inspect.ts';
 import { planAdoption } from '../../src/adoption/plan.ts';
 import { envelopeCharsMax } from '../../src/adoption/shape.ts';
-import { formatTriggers } from '../../src/targets/adoption-triggers.ts';
+import { formatTriggers, toTriggers } from '../../src/targets/adoption-triggers.ts';
 import { createTarget, type TestDatabase } from '../support/database.ts';
 import { changePolicy } from '../rotation/support.ts';
 
@@ -67,13 +67,7 @@ describe('adoption/plan', () => {
     await make({ more: `, check (name <> '')` });
     await pool.query('create index on app.t (name)');
     await pool.query('create index on app.t (fieldkeep.fe_version(pay_enc), id)');
-    for (const sql of formatTriggers({
-      schema: 'app',
-      name: 't',
-      column: 'pay_enc',
-      source: 'pay',
-      indexColumns: [],
-    })) {
+    for (const sql of formatTriggers(toTriggers(register(), 'pay'))) {
       await pool.query(sql);
     }
     await pool.query(`insert into app.t select i, 'acme', '${canary}' from generate_series(1, 1000) i`);

@@ -30,7 +30,14 @@ describe('adoption of what others have sealed', () => {
     await bench.owner.query(`
       alter table ${address} add pay ${type}, add pay_enc text;
       grant select (pay, pay_enc), update (pay, pay_enc) on ${address} to ${roleOf(bench.database.serviceUrl)}`);
-    const of = { schema: 'demo', name: 'employees', column: 'pay_enc', source: 'pay', indexColumns: [] };
+    const of = {
+      schema: 'demo',
+      name: 'employees',
+      column: 'pay_enc',
+      source: 'pay',
+      indexColumns: [],
+      bound: ['id', 'tenant'],
+    };
     for (const statement of formatTriggers(of)) await bench.owner.query(statement);
     await transaction(bench.owner, (tx) => setStarted(tx, address, 'pay_enc'));
     const catalog = await loadCatalog(bench.service.targets, policy.columns);

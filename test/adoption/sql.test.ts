@@ -38,7 +38,7 @@ describe('adoption/sql', () => {
   });
 
   const column = (more: Partial<AdoptedColumn> = {}): AdoptedColumn => ({
-    ...{ schema: 'app', name: 'people', key: ['id'], column: 'pay_enc', from: 'pay' },
+    ...{ schema: 'app', name: 'people', key: ['id'], tenant: { value: 'acme' }, column: 'pay_enc', from: 'pay' },
     index: [{ name: 'eq', column: 'pay_eq', bits: 12, unique: false }],
     ...more,
   });
@@ -67,7 +67,7 @@ describe('adoption/sql', () => {
     await pool.query('drop table app.people; create table app.people (id int primary key, pay numeric)');
     await runScript(formatPreparation(column(), plain));
     for (let n = 0; n < 2; n += 1) await runScript(formatFinish(column(), plain));
-    assert.equal((await findMissingTriggers(pool, toTriggerColumn(column())!)).length, 5);
+    assert.equal((await findMissingTriggers(pool, toTriggerColumn(column())!)).length, 6);
     assert.deepEqual(await indexesOf('app', 'people'), ['(fieldkeep.fe_version(pay_enc), id)']);
     await assert.rejects(pool.query('insert into app.people values (1, 10)'), /violates check constraint/);
     await pool.query(`insert into app.people values (1, null, 'E')`);
@@ -80,7 +80,7 @@ describe('adoption/sql', () => {
     await runScript(formatPreparation(column(), plain));
     for (let n = 0; n < 2; n += 1) await runScript(formatUndo(column(), plain));
     assert.deepEqual(await indexesOf('app', 'people'), []);
-    assert.equal((await findMissingTriggers(pool, toTriggerColumn(column())!)).length, 5);
+    assert.equal((await findMissingTriggers(pool, toTriggerColumn(column())!)).length, 6);
     const { rows } = await pool.query(`select from pg_proc p where p.pronamespace = 'app'::regnamespace`);
     assert.equal(rows.length, 0);
     for (const line of formatUndo(column(), plain).matchAll(/^-- (alter table .*)$/gm)) await pool.query(line[1]!);

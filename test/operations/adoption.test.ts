@@ -20,7 +20,14 @@ const policy = changePolicy({
   ],
 });
 const triggers = (source: string) =>
-  formatTriggers({ schema: 'demo', name: 'employees', column: 'salary_enc', source, indexColumns: [] }).join('\n');
+  formatTriggers({
+    schema: 'demo',
+    name: 'employees',
+    column: 'salary_enc',
+    source,
+    indexColumns: [],
+    bound: ['id', 'tenant'],
+  }).join('\n');
 
 describe('operations/adoption', () => {
   let it_: TestService;

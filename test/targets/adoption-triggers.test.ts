@@ -14,7 +14,7 @@ import {
 import { createTarget, type TestDatabase } from '../support/database.ts';
 
 const people: TriggerColumn = {
-  ...{ schema: 'app', name: 'people', column: 'pay_enc', source: 'pay', indexColumns: ['pay_eq'] },
+  ...{ schema: 'app', name: 'people', column: 'pay_enc', source: 'pay', indexColumns: ['pay_eq'], bound: [] },
 };
 
 /** Source, envelope, token. */
@@ -348,7 +348,14 @@ describe('targets/adoption-triggers', () => {
     const name = `ta.ble $fieldkeep$ "T" ${'ü'.repeat(12)}`;
     const columns = ['One', `t"w.o ' \ ${'long '.repeat(9)}1`, `t"w.o ' \ ${'long '.repeat(9)}2`];
     const all = columns.map((column, i): TriggerColumn => {
-      return { schema, name, column, source: `${i} Source "$$"`, indexColumns: i === 0 ? [] : [`${i} eq`, `${i} EQ`] };
+      return {
+        schema,
+        name,
+        column,
+        source: `${i} Source "$$"`,
+        indexColumns: i === 0 ? [] : [`${i} eq`, `${i} EQ`],
+        bound: [],
+      };
     });
     const texts = all.flatMap((each) => [each.column, each.source, ...each.indexColumns]);
     await pool.query(`create schema ${q(schema)}`);

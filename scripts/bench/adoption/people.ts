@@ -79,7 +79,14 @@ export async function makeTable(owner: Pool, name: string, rows: number, service
   await owner.query(rest.replaceAll('NAME', name));
   for (const { from: source, column, ...more } of columns) {
     const indexColumns = 'index' in more ? more.index.map((index) => index.column) : [];
-    for (const statement of formatTriggers({ schema: 'app', name, column, source, indexColumns })) {
+    for (const statement of formatTriggers({
+      schema: 'app',
+      name,
+      column,
+      source,
+      indexColumns,
+      bound: ['id', 'tenant'],
+    })) {
       await owner.query(statement);
     }
   }
