@@ -20,6 +20,7 @@
 import { randomUUID } from 'node:crypto';
 import { waitOutIntake } from '../audit/store.ts';
 import { formatEntry } from '../audit/entry.ts';
+import { canonicalDigest } from '../crypto/canonical.ts';
 import { FieldkeepError } from '../errors.ts';
 import { listTargets, removeMirrored } from '../keys/mirror.ts';
 import { RootKeyError, type RootKeys } from '../keys/root-keys.ts';
@@ -29,7 +30,7 @@ import { makeCertificate, signCertificate } from './certificate.ts';
 import * as store from './destroy-store.ts';
 import type { Destruction } from './destroy-store.ts';
 import { appendAlways } from '../rotation/entries.ts';
-import { checkTurn, examineVersion, findFloor, NotNow } from './evidence.ts';
+import { checkTurn, examineVersion, findFloor, NotNow, type Evidence } from './evidence.ts';
 import type { Workshop } from '../rotation/scan.ts';
 
 const waitOutMaxMs = 10_000;
@@ -88,9 +89,13 @@ async function keep({ keyring, rootKeys }: DestroyShop, { family, version }: Des
 async function check(shop: DestroyShop, destruction: Destruction, by: By, driver: string): Promise<void> {
   if (destruction.calledOff !== undefined) throw new FieldkeepError('conflict', destruction.calledOff);
   const evidence = await examineVersion(shop, destruction, waitOutMaxMs, true);
-  const agreed = (destruction.details as { waived?: readonly string[] }).waived ?? [];
-  const more = evidence.waived.find((each) => !agreed.includes(each));
+  const agreed = destruction.details as Partial<Evidence>;
+  const more = evidence.waived.find((each) => agreed.waived?.includes(each) !== true);
   if (more !== undefined) throw new FieldkeepError('conflict', `What was agreed to does not waive ${more}.`);
+  for (const name of ['horizons', 'unregistered'] as const) {
+    if (canonicalDigest(evidence[name]) === canonicalDigest(agreed[name])) continue;
+    throw new FieldkeepError('conflict', `The policy has changed since it was agreed to: ${name}.`);
+  }
   const oldestBefore = await shop.rootKeys.findOldest(destruction.family);
   await appendAlways(shop, [line(destruction, by, 'intent')], async (tx) => {
     if (!(await store.setEvidence(tx, destruction.id, driver, { ...evidence, oldestBefore }))) throw new LostLease();

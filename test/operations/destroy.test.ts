@@ -247,6 +247,20 @@ describe('destroying a version over HTTP', function () {
     assert.equal(await open(envelope), 'vault_unavailable');
   });
 
+  it('is refused at its end when the policy has other horizons than were agreed to', async () => {
+    await bringToItsTime();
+    assert.equal((await destroy({ approval: await askAndApprove() })).status, 202);
+    const { policy } = it_.service;
+    const bank = policy.classes.get('bank')!;
+    const retire = { ...bank.retire, vaultBackupHorizon: 'P0D' };
+    it_.service.policy = { ...policy, classes: new Map([...policy.classes, ['bank', { ...bank, retire }]]) };
+    await carryOutOpen(it_.service);
+    const { state, destruction } = await stateOf();
+    assert.deepEqual([state, destruction!['status']], ['decrypt-only', 'refused']);
+    assert.equal(destruction!['refused'], 'The policy has changed since it was agreed to: horizons.');
+    assert.equal(await open(envelope), 'x');
+  });
+
   it('waits for a signature that this process may not make, and says so', async () => {
     await bringToItsTime();
     const begun = await destroy({ approval: await askAndApprove() });
