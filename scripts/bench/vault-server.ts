@@ -6,11 +6,11 @@ import { spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtempSync } from 'node:fs';
-import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { readConfig } from '../../src/config.ts';
+import { findPort } from '../../src/embedded/postgres.ts';
 import { StartupError } from '../../src/errors.ts';
 import { openClient, type VaultSettings } from '../../src/keys/vault-open.ts';
 import type { VaultAnswer } from '../../src/keys/vault.ts';
@@ -42,20 +42,11 @@ function findGiven(): Server | undefined {
   return { settings, token: settings.auth.token, stop: () => Promise.resolve() };
 }
 
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, 'close');
-  return port;
-}
-
 async function startOwn(): Promise<Server | undefined> {
   const program = ['bao', 'vault'].find((name) => spawnSync(name, ['version']).status === 0);
   if (program === undefined) return undefined;
   const folder = mkdtempSync(join(tmpdir(), 'fieldkeep-bench-vault-'));
-  const address = `127.0.0.1:${await freePort()}`;
+  const address = `127.0.0.1:${await findPort(0)}`;
   const token = randomBytes(16).toString('hex');
   const flags = ['-dev-no-store-token', '-dev-tls', `-dev-tls-cert-dir=${folder}`, `-dev-listen-address=${address}`];
   const child = spawn(program, ['server', '-dev', `-dev-root-token-id=${token}`, ...flags], {

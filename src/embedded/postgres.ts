@@ -87,7 +87,7 @@ function readSecrets(file: string): Secrets {
 }
 
 /** The wanted port if it is free, else any. */
-function findPort(wanted: number): Promise<number> {
+export function findPort(wanted: number): Promise<number> {
   return new Promise((resolve, reject) => {
     const probe = createServer();
     probe.once('error', (error) => (wanted === 0 ? reject(error) : resolve(findPort(0))));

@@ -4,14 +4,13 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { chmodSync, chownSync, cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
-import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pino } from 'pino';
 import { connect, migrate, openPool, roleOf, type Pool } from '../../src/db.ts';
 import { placePostgres } from '../../src/embedded/postgres-place.ts';
-import { startPostgres, type EmbeddedPostgres } from '../../src/embedded/postgres.ts';
+import { findPort, startPostgres, type EmbeddedPostgres } from '../../src/embedded/postgres.ts';
 import { openEmbeddedRootKeys } from '../../src/keys/embedded.ts';
 import { viewRun } from '../../src/rotation/progress.ts';
 import { workRange } from '../../src/rotation/range.ts';
@@ -22,14 +21,6 @@ import { findRun } from '../../src/rotation/store.ts';
 import { findLagMib } from '../../src/rotation/throttle-store.ts';
 import { openService, type Service } from '../../src/service.ts';
 import { changePolicy, fill } from './support.ts';
-
-async function freePort(): Promise<number> {
-  const probe = createServer().listen(0, '127.0.0.1');
-  await once(probe, 'listening');
-  const { port } = probe.address() as AddressInfo;
-  probe.close();
-  return port;
-}
 
 /** `url` with another port. */
 function at(url: string, port: number): string {
@@ -66,7 +57,7 @@ describe('a replica that is behind', () => {
       for (const path of await listAll(data)) chownSync(path, uid, gid);
     }
     chmodSync(data, 0o700);
-    const port = await freePort();
+    const port = await findPort(0);
     const args = ['-D', data, '-p', String(port), '-c', 'listen_addresses=127.0.0.1', '-c', 'unix_socket_directories='];
     standby = spawn(join(place.bin, 'postgres'), [...args, '-c', 'fsync=off'], {
       ...place.user,

@@ -4,12 +4,11 @@
  */
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { once } from 'node:events';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Agent, request } from 'undici';
+import { findPort } from '../../src/embedded/postgres.ts';
 import { ensureTls } from '../../src/embedded/tls.ts';
 import { openTransit } from '../../src/keys/transit.ts';
 import type { RootKeys } from '../../src/keys/root-keys.ts';
@@ -61,15 +60,6 @@ export interface VaultServer {
   /** Takes over what another server knew, keys and tokens included. */
   restore(snapshot: Buffer, from: VaultServer): Promise<void>;
   close(): Promise<void>;
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, 'close');
-  return port;
 }
 
 const wait = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -134,7 +124,7 @@ class OwnServer implements VaultServer {
 
   static async #make(node: string): Promise<OwnServer> {
     const folder = mkdtempSync(join(tmpdir(), 'fieldkeep-vault-'));
-    const server = new OwnServer(folder, node, [await freePort(), await freePort()], await ensureTls(folder));
+    const server = new OwnServer(folder, node, [await findPort(0), await findPort(0)], await ensureTls(folder));
     await server.#spawn();
     return server;
   }
