@@ -5,7 +5,7 @@
  * A row's name is its key as Postgres spells it: one column's text, or the RFC 8785 array of several.
  */
 import { canonicalJson } from '../crypto/canonical.ts';
-import { isUnavailable, quoteIdentifier, type Queryable } from '../db.ts';
+import { isUnavailable, quoteIdentifier, sqlState, type Queryable } from '../db.ts';
 import { columnId, type RegisteredColumn } from '../policy/policy.ts';
 import { isKeptNull } from './adoption-trigger-store.ts';
 import { emptyCheckName, findTriggerProblem, toTriggers } from './adoption-triggers.ts';
@@ -180,6 +180,14 @@ async function holdBack(db: Queryable, table: TableShape, unready: Map<string, s
   return { ...table, columns };
 }
 
+/** Why a target lets nobody in, as a sentence's end; undefined when it did. */
+function describeTrouble(database: string, error: unknown): string | undefined {
+  if (isUnavailable(error)) return 'cannot be reached';
+  const state = sqlState(error);
+  if (state?.startsWith('28') === true) return `refuses the credentials of ${variableOf(database)}`;
+  return state === '3D000' ? `does not exist: check ${variableOf(database)}` : undefined;
+}
+
 /** Of a table in a target: its shape, or a sentence also when the target cannot be asked. Own tables: errors are thrown. */
 async function lookAt(
   targets: Targets,
@@ -195,8 +203,9 @@ async function lookAt(
     const found = await describeTable(db, columns);
     return typeof found === 'string' ? found : await holdBack(db, found, unready);
   } catch (error) {
-    if (database === undefined || !isUnavailable(error)) throw error;
-    return `Target ${database} of table ${address} cannot be reached.`;
+    const trouble = database === undefined ? undefined : describeTrouble(database, error);
+    if (trouble === undefined) throw error;
+    return `Target ${database} of table ${address} ${trouble}.`;
   }
 }
 

@@ -80,6 +80,24 @@ describe('targets/catalog', () => {
     assert.match(problem!, /unique index people_ssn_eq_idx on ssn_eq/);
   });
 
+  it('a target that lets nobody in is named with its variable, and stops nobody else', async () => {
+    const wrong = (part: 'password' | 'pathname') => {
+      return Object.assign(new URL(database.serviceUrl), { [part]: 'none-CANARY' }).href;
+    };
+    const told = async (url: string) => {
+      const asked = openTargets(database.serviceUrl, new Map([['hr', url]]));
+      try {
+        const inTarget = { ...columns[0]!, database: 'hr', address: 'hr:public.people' };
+        return (await loadCatalog(asked, [inTarget])).problems.get(inTarget.address);
+      } finally {
+        await asked.close();
+      }
+    };
+    const prefix = 'Target hr of table hr:public.people';
+    assert.equal(await told(wrong('password')), `${prefix} refuses the credentials of TARGET_HR_URL.`);
+    assert.equal(await told(wrong('pathname')), `${prefix} does not exist: check TARGET_HR_URL.`);
+  });
+
   it('indexes that compare no token are left alone', async () => {
     const sql = `create index on public.people (tenant, ssn_eq);
       create unique index on public.people (email) include (ssn_eq) where ssn_eq is not null;
