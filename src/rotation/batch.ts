@@ -29,6 +29,13 @@ export interface Change extends Row {
 const q = quoteIdentifier;
 const collateC = 'collate pg_catalog."C"';
 
+/**
+ * Of a value no more is read: the longest envelope has 22,000 characters, and so has what others make of the longest value
+ * that is sealed, twice as many in hex. What is longer is no value for us; a batch of it would fill our memory. It is
+ * recorded, and never written: the update compares the whole of it with what was read.
+ */
+const charsMax = 40_000;
+
 export interface ReadRequest extends Restriction {
   /** Columns to read, index columns included. */
   readonly columns: readonly string[];
@@ -42,7 +49,7 @@ export async function readBatch(db: Queryable, table: TableShape, request: ReadR
   const texts = [
     ...table.key.map(({ name }) => `t.${q(name)}::text`),
     'column' in table.tenant ? `t.${q(table.tenant.column)}::text` : 'null',
-    ...request.columns.map((column) => `t.${q(column)}::text`),
+    ...request.columns.map((column) => `left(t.${q(column)}::text, ${charsMax})`),
   ];
   const { rows } = await db.query<(string | null)[]>({
     text: `select ${texts.join(', ')} from ${tableName(table)} t ${where}

@@ -102,11 +102,19 @@ export class Renewer {
     const found = new Map<RegisteredColumn, string[]>();
     for (const slot of this.#slots) {
       if (slot.column.sealed === undefined) continue;
-      const texts = rows.map(({ values }) => values[slot.sourceAt ?? slot.at]);
+      const wanted = rows.filter(({ values }) => this.#readsSource(slot, values[slot.at] ?? null));
+      const texts = wanted.map(({ values }) => values[slot.sourceAt ?? slot.at]);
       const isSealed = (text: string | null | undefined) => typeof text === 'string' && versionOf(text) === 0;
       found.set(slot.column, [...new Set(texts.filter(isSealed) as string[])]);
     }
     return found;
+  }
+
+  /** A source is opened to fill its column, and beside an envelope only to compare the two: no rotation needs it. */
+  #readsSource({ sourceAt }: Slot, value: string | null): boolean {
+    if (sourceAt === undefined) return true;
+    if (value === null) return this.#kind === 'adoption' || this.#kind === 'finish';
+    return this.#kind === 'finish' || this.#kind === 'verification' || this.#kind === 'leave';
   }
 
   /** Errors: outages (`vault_unavailable`, `database_unavailable`, `keys_not_ready`); everything else is a failure of the row. */

@@ -11,7 +11,16 @@ import { openSources, type SourceOptions } from '../../src/rotation/sources.ts';
 import { insertRun } from '../../src/rotation/store.ts';
 import type { Service } from '../../src/service.ts';
 import { describeVault, mountTransit, openAt, openVaultServer, type VaultServer } from '../support/vault.ts';
-import { changePolicy, drive, isSettled, openBench, openFor, type Bench } from '../rotation/support.ts';
+import {
+  beginRotation,
+  changePolicy,
+  drive,
+  isSettled,
+  openBench,
+  openFor,
+  skipWaits,
+  type Bench,
+} from '../rotation/support.ts';
 
 const rows = 40;
 const address = 'demo.employees';
@@ -99,7 +108,11 @@ describe('adoption of what others have sealed', () => {
     ]);
     await bench.owner.query(`update fieldkeep.rotations set blocked_at = 'epoch'`);
     assert.equal((await drive(service, id!, (run) => run.phase === 'done')).failed, 0);
-    await bench.owner.query(`update ${address} set pay = pay where false`);
+    const rotation = await beginRotation(service, 'salary');
+    const bare = { ...service, sources: openSources({}) }; // sources that stand beside envelopes are not needed to rotate
+    await drive(bare, rotation, (run) => run.activatedAt !== undefined);
+    await skipWaits(bench.owner, rotation);
+    assert.deepEqual(await drive(bare, rotation, isSettled).then(({ phase, failed }) => [phase, failed]), ['done', 0]);
     await bench.owner.query(
       `insert into ${address} (id, tenant, name, pay) values (41, 'acme', 'n', public.pgp_sym_encrypt('41000.50', $1))`,
       [passphrase],

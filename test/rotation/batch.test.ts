@@ -39,6 +39,14 @@ describe('the batch statement', () => {
     );
   });
 
+  it('reads no more of a value than the longest that is one, and never writes over the rest', async () => {
+    await bench.owner.query(`update demo.employees set ssn = repeat('x', 100000) where id = 4`);
+    const long = (await read()).filter((row) => row.key[0] === '4');
+    assert.equal(long[0]!.values[0]!.length, 40_000);
+    assert.deepEqual(await write(change(long)), []);
+    assert.equal((await values()).get(4)!.length, 100_000);
+  });
+
   it('reads by key, between bounds', async () => {
     const rows = await readBatch(target(), table(), {
       columns,
