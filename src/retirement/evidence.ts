@@ -20,6 +20,7 @@ import { readGuards } from './guard.ts';
 import { describeMissing, isWaivable, listMissing, type Missing, type RetireFacts } from './retire.ts';
 import { findUndeclaredSearch, setUndeclared } from './retire-store.ts';
 import type { Workshop } from '../rotation/scan.ts';
+import { findUnfinished } from '../rotation/store.ts';
 import { databaseOf } from '../targets/targets.ts';
 import { findUndeclared, isFresh, nameOfColumn, type UndeclaredSearch } from './undeclared.ts';
 
@@ -68,8 +69,9 @@ export function toDetails({ census, countedAt: _, ...rest }: Evidence, { version
 
 /** In the way now, and gone by itself: whoever was given leave to destroy tries again. */
 export class NotNow extends FieldkeepError {
-  constructor(detail: string) {
-    super('conflict', detail);
+  constructor(detail: string, rotationId?: string) {
+    if (rotationId === undefined) super('conflict', detail);
+    else super('rotation_in_progress', detail, { rotationId });
     this.name = 'NotNow';
   }
 }
@@ -232,7 +234,8 @@ export async function examineVersion(
   const tables = await lookAtColumns(shop, family);
   const facts = (await readFacts(shop, family)).get(version);
   if (facts === undefined) throw conflict(`The policy has no class ${family}: nobody can say what holds its values.`);
-  if (facts.rotating) throw new NotNow(`Family ${family} is rotating.`);
+  const standing = await findUnfinished(shop.pool, family);
+  if (standing !== undefined) throw new NotNow(`Family ${family} is rotating.`, standing.id);
   const missing = listMissing(facts, withoutGuards);
   refuseMissing(
     asked,

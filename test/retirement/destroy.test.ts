@@ -1,12 +1,13 @@
 /** Destroying a version at a real Vault, and trying everything to open what it sealed. */
 import assert from 'node:assert/strict';
-import { randomBytes } from 'node:crypto';
+import { randomBytes, randomUUID } from 'node:crypto';
 import { encodeWrapContext } from '../../src/crypto/context.ts';
 import { transaction } from '../../src/db.ts';
 import { exportKeys, parseBackup } from '../../src/keys/backup.ts';
 import type { RootKeyError, RootKeys } from '../../src/keys/root-keys.ts';
 import { activateVersion, insertVersion, raiseEpoch } from '../../src/keys/store.ts';
 import type { Destruction } from '../../src/retirement/destroy-store.ts';
+import { insertRun } from '../../src/rotation/store.ts';
 import { openProxy } from '../support/proxy.ts';
 import { openTestService, type TestService } from '../support/service.ts';
 import { agree, carryOn, policyOf } from './retiring.ts';
@@ -177,6 +178,10 @@ describeVault('destroying a version', function () {
     await assert.rejects(destroy(operator, 2), { code: 'conflict', message: /oldest first: version 1/ });
     assert.deepEqual(await stateOf(1), { state: 'decrypt-only', keys: 1 });
     assert.equal((await openIt(envelope, 'acme')).status, 200);
+    const run = { id: randomUUID(), kind: 'rotation', family: 'bank', version: 4 } as const;
+    assert.ok(await insertRun(it_.owner, { ...run, requestedBy: 'test' }));
+    await assert.rejects(destroy(operator), { code: 'rotation_in_progress' });
+    await it_.owner.query('delete from fieldkeep.rotations where id = $1', [run.id]);
     await destroy(operator, 1);
     await destroy(operator, 2);
     assert.equal((await stateOf(2)).state, 'destroyed');
