@@ -299,6 +299,8 @@ const end = (signal: string) => {
     .finally(() => process.exit());
 };
 process.on('SIGTERM', end).on('SIGINT', end);
+// Whoever read our output may leave (`npm start | head`): that is no reason to end in the middle of a request.
+for (const stream of [process.stdout, process.stderr]) stream.on('error', () => undefined);
 try {
   await start(undo);
 } catch (error) {

@@ -110,6 +110,21 @@ describe('npm start', function () {
     assert.equal(await ended(started), 0);
   });
 
+  it('goes on when nobody reads its output any more', async () => {
+    const { child } = start();
+    child.stdout!.destroy();
+    child.stderr!.destroy();
+    const runtime = join(home, 'runtime.json');
+    while (!existsSync(runtime)) {
+      assert.equal(child.exitCode, null);
+      await new Promise((resolve) => setTimeout(resolve, 25));
+    }
+    await new Promise((resolve) => setTimeout(resolve, 1_000)); // it greets right afterwards
+    assert.equal(child.exitCode, null);
+    child.kill('SIGTERM');
+    assert.equal(await ended({ child, output: () => '' }), 0);
+  });
+
   it('takes in a new policy while it runs, and keeps the last good one', async () => {
     const policy = join(dirname(home), 'policy.json');
     const text = readFileSync(join(root, 'keys-policy.json'), 'utf8');
