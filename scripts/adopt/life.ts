@@ -11,6 +11,7 @@ export interface Adoption {
   readonly state: string;
   readonly unfilled?: number;
   readonly plaintext?: number;
+  readonly countedAt?: string;
   readonly startedAt?: string;
   readonly verifiedAt?: string;
   readonly finishedAt?: string;
@@ -85,7 +86,8 @@ async function followFilling(api: Api, name: string): Promise<Told> {
       items: (RunProgress & { pass?: number })[];
     };
     const run = items.find(({ kind, phase }) => kind === 'adoption' && phase !== 'done');
-    const left = adoption.unfilled;
+    const { countedAt = '', startedAt = '' } = adoption;
+    const left = countedAt < startedAt ? undefined : adoption.unfilled; // of a large table it may be an older count
     if (run?.blocked !== undefined) return { body: adoption, text: `Blocked: ${run.blocked}\n`, isStuck: true };
     if (adoption.problem !== undefined) return { body: adoption, text: `${adoption.problem}\n`, isStuck: true };
     if (left === 0 || (run?.pass ?? 0) > 2) {
