@@ -124,7 +124,7 @@ export async function startWorkers(
       if (error instanceof LeaseLost) return; // somebody else goes on with it
       onError(error);
       const described = describeError(error);
-      await setRangeError(shop().pool, rangeId, described.code ?? described.name).catch(onError);
+      await setRangeError(shop().pool, rangeId, described.detail ?? described.code ?? described.name).catch(onError);
       // pg-boss stores what is thrown with the job, and Postgres may quote a row in its errors.
       throw new Error(`The range failed: ${JSON.stringify(described)}`);
     } finally {

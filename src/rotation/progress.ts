@@ -98,7 +98,7 @@ export async function viewRun(db: Queryable, run: Run): Promise<RunView> {
       etaSeconds: rate === undefined || rate === 0 ? undefined : Math.ceil(left / rate),
       waitingFor: waitingFor(run),
       throttle: working ? run.throttle : undefined,
-      retrying: error && `a range of ${error.table} failed with ${error.error}`,
+      retrying: error && `a range of ${error.table} failed: ${error.error}`,
       blocked: run.phase === 'blocked' ? run.blocked : undefined,
       cancelled: run.cancelled,
       waived: run.waived === 0 ? undefined : run.waived,

@@ -255,7 +255,7 @@ export async function setRangeError(db: Queryable, id: string, error: string): P
   await db.query('update fieldkeep.rotation_ranges set error = $2 where id = $1 and finished_at is null', [id, error]);
 }
 
-/** What went wrong last with an unfinished range of the run, if anything: table and code. */
+/** What went wrong last with an unfinished range of the run, if anything: table, and our words for it or a code. */
 export async function findRangeError(
   db: Queryable,
   run: string,

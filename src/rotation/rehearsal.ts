@@ -9,7 +9,7 @@ import { encodeContext } from '../crypto/context.ts';
 import { parseEnvelope } from '../crypto/envelope.ts';
 import { FieldkeepError } from '../errors.ts';
 import { getReadable } from '../keys/version.ts';
-import { columnId, type RegisteredColumn } from '../policy/policy.ts';
+import type { RegisteredColumn } from '../policy/policy.ts';
 import { keyAfter, readBatch, type Key, type Row } from './batch.ts';
 import { formatRow, listWarnings, type TableShape } from '../targets/catalog.ts';
 import { countMaxMs, lookUpVersions, type Counts } from './counts.ts';
@@ -151,7 +151,7 @@ export async function rehearse(shop: Workshop & { readonly counts: Counts }, fam
     if (table === undefined) continue;
     const counted = await lookUpVersions(shop, table, column, deadline);
     if (counted === undefined) {
-      const detail = `${columnId(column)} is large and is still being counted: ask again in a moment.`;
+      const detail = `${column.address}.${column.column} is large and is still being counted: ask again in a moment.`;
       throw new FieldkeepError('conflict', detail);
     }
     const stale = [...counted.value].filter(

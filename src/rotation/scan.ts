@@ -9,7 +9,7 @@
  */
 import type { AuditLog } from '../audit/log.ts';
 import type { Pool } from '../db.ts';
-import type { FieldkeepError } from '../errors.ts';
+import { FieldkeepError } from '../errors.ts';
 import type { Keyring } from '../keys/keyring.ts';
 import type { KeyState } from '../keys/version.ts';
 import type { Policy, RegisteredColumn } from '../policy/policy.ts';
@@ -44,6 +44,8 @@ export interface Workshop {
 
 /** Requests of the same process are answered between chunks of this many rows. */
 const rowsPerTurn = 16;
+/** Values of one batch that others sealed. */
+const sealedMany = 50;
 /** Of a range that names its rows, looked up at once. */
 const namedRowsMax = 500;
 
@@ -108,13 +110,23 @@ export function listSteps(
   return others.length === 0 ? steps : [...steps, { name: 'keyset', stale: others }];
 }
 
+/** Errors: `conflict` when none of many opens: that says nothing of the rows, and all of the key. */
 async function openSealed({ shop, renewer }: Job, rows: readonly Row[]): Promise<Opened> {
   const opened = new Map<string, string | FieldkeepError>();
   for (const [column, texts] of renewer.listSealed(rows)) {
     const found = texts.length === 0 ? [] : await shop.sources.get(column.sealed!).open(texts);
+    if (texts.length >= sealedMany && found.every((each) => isClosed(each))) {
+      const { by, key } = column.sealed!;
+      const what = `None of ${texts.length} values for ${column.address}.${column.column} opens`;
+      throw new FieldkeepError('conflict', `${what} by ${by} with ${key}: it is another key or passphrase.`);
+    }
     texts.forEach((text, i) => opened.set(text, found[i]!));
   }
   return opened;
+}
+
+function isClosed(found: string | FieldkeepError): boolean {
+  return typeof found !== 'string' && found.code === 'decryption_failed';
 }
 
 async function renewRows(

@@ -123,6 +123,25 @@ describe('adoption of what others have sealed', () => {
     await goBack(service, 'shown');
   });
 
+  it('is not begun with another passphrase: no row is recorded for what is wrong with all of them', async () => {
+    const service = await open({ by: 'pgcrypto', key: 'hr' }, 'bytea', {
+      secrets: new Map([['hr', { passphrase: 'another one' }]]),
+    });
+    await bench.owner.query('create extension pgcrypto schema public');
+    await bench.owner.query(
+      `insert into ${address} (id, tenant, name, pay) select n, 'acme', 'n', public.pgp_sym_encrypt('1', $1)
+       from generate_series(1, 60) n`,
+      [passphrase],
+    );
+    const id = (await startAdoption(service, true))!;
+    const refused = drive(service, id, isSettled);
+    await assert.rejects(refused, {
+      code: 'conflict',
+      message: /^None of 60 values for demo\.employees\.pay_enc opens/,
+    });
+    assert.deepEqual(await listFailures(bench.owner, id, 10, undefined), []);
+  });
+
   describeVault('with a Vault', () => {
     let server: VaultServer;
     before(async () => {
