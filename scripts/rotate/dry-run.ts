@@ -25,8 +25,12 @@ export function describeDryRun({
   return [
     `A rotation of ${family} would make version ${version} and re-encrypt:`,
     ...columns.map(({ table, column, total }) => `  ${table}.${column}: ${count(total)} values`),
-    `Tried ${count(sample.values)} of them: ${count(sample.values - sample.failed)} open.`,
-    `About ${formatSeconds(seconds)} at ${count(valuesPerSecond)} values/s, ${count(Math.round(walBytes / 2 ** 20))} MiB of log (${from}).`,
+    ...(sample.values === 0
+      ? [`About ${formatSeconds(seconds)}, for there is nothing to re-encrypt.`]
+      : [
+          `Tried ${count(sample.values)} of them: ${count(sample.values - sample.failed)} open.`,
+          `About ${formatSeconds(seconds)} at ${count(valuesPerSecond)} values/s, ${count(Math.round(walBytes / 2 ** 20))} MiB of log (${from}).`,
+        ]),
     ...warnings.map((warning) => `Mind: ${warning}`),
     nextRotationAt === undefined ? 'It has no schedule.' : `By schedule it rotates on ${nextRotationAt.slice(0, 10)}.`,
   ].join('\n');

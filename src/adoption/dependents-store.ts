@@ -58,7 +58,7 @@ export interface SeenIndex {
   readonly predicate: boolean;
 }
 
-/** Indexes that mention the column and belong to no constraint. */
+/** Indexes that mention the column and belong to no constraint; a version index is ours, and only that finds old envelopes. */
 export async function listIndexes(db: Queryable, oid: number, column: string): Promise<SeenIndex[]> {
   const { rows } = await db.query<SeenIndex>(
     `with ${places}
@@ -71,6 +71,7 @@ export async function listIndexes(db: Queryable, oid: number, column: string): P
        and d.classid = 'pg_class'::regclass
      join pg_index x on x.indexrelid = d.objid
      join pg_class i on i.oid = x.indexrelid and not i.relispartition join pg_am m on m.oid = i.relam
+     where coalesce(pg_get_expr(x.indexprs, x.indrelid), '') !~ '^fieldkeep\\.fe_version\\('
      order by name`,
     [oid, column, asWord(column)],
   );
