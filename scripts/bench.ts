@@ -14,7 +14,7 @@
  * The Vault of `rotation`, `live` and `vault` is that of VAULT_ADDR and VAULT_TOKEN, else `bao` or `vault` from PATH.
  * --concurrency: ranges that `rotation` works on at once, and stretches of keys of what it is compared with.
  */
-import { parseArgs } from 'node:util';
+import { StartupError } from '../src/errors.ts';
 import { benchAdoption } from './bench/adoption.ts';
 import { benchApi } from './bench/api.ts';
 import { benchCrypto } from './bench/crypto.ts';
@@ -22,7 +22,7 @@ import { benchLive } from './bench/live.ts';
 import { benchRotation } from './bench/rotation.ts';
 import { formatTable, type Section } from './bench/table.ts';
 import { benchVault } from './bench/vault.ts';
-import { run } from './support.ts';
+import { flag, readWords, run } from './support.ts';
 
 const sections = {
   crypto: benchCrypto,
@@ -34,19 +34,16 @@ const sections = {
 } as const;
 type Name = keyof typeof sections;
 
+const usage = `Usage: npm run bench [-- ${Object.keys(sections).join(' | ')}] [--rounds 5] [--seconds 2] [--rows 100000]
+                   [--concurrency 1] [--workers 1] [--rate 1000] [--json]`;
+const number = (value: string) => ({ type: 'string', default: value }) as const;
+const words = {
+  ...{ rounds: number('5'), seconds: number('2'), rows: number('100000') },
+  ...{ concurrency: number('1'), workers: number('1'), rate: number('1000'), json: flag },
+};
+
 await run(async () => {
-  const { values, positionals } = parseArgs({
-    allowPositionals: true,
-    options: {
-      rounds: { type: 'string', default: '5' },
-      seconds: { type: 'string', default: '2' },
-      rows: { type: 'string', default: '100000' },
-      concurrency: { type: 'string', default: '1' },
-      workers: { type: 'string', default: '1' },
-      rate: { type: 'string', default: '1000' },
-      json: { type: 'boolean', default: false },
-    },
-  });
+  const { values, positionals } = readWords(usage, { allowPositionals: true, options: words });
   const names = Object.keys(sections) as Name[];
   const isUsual = (name: Name) =>
     name !== 'live' && name !== 'adoption' && (name !== 'vault' || process.env.VAULT_ADDR);
@@ -60,6 +57,8 @@ await run(async () => {
     workers: Number(values.workers),
     rate: Number(values.rate),
   };
+  const isClear = Object.values(options).every((each) => each > 0) && positionals.every((each) => each in sections);
+  if (!isClear) throw new StartupError(usage);
   const results: Section[] = [];
   for (const name of chosen) {
     if (!values.json) process.stdout.write(`${name} …\n`);

@@ -8,7 +8,6 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { parseArgs } from 'node:util';
 import { openPool, type Pool } from '../src/db.ts';
 import { StartupError } from '../src/errors.ts';
 import { makePerson, type Person } from './demo/data.ts';
@@ -16,6 +15,7 @@ import { verify } from './demo/verify.ts';
 import { startWriter } from './demo/writer.ts';
 import { followRun, type RunProgress } from './progress.ts';
 import {
+  type Api,
   findService,
   formatCount as count,
   formatSeconds,
@@ -24,8 +24,8 @@ import {
   openProgress,
   operator,
   progressLine,
+  readWords,
   run,
-  type Api,
   type RunningService,
 } from './support.ts';
 
@@ -33,7 +33,9 @@ const rowsMax = 5_000_000;
 const say = (text = '') => void process.stdout.write(`${text}\n`);
 
 function readRows(): number {
-  const { values } = parseArgs({ options: { rows: { type: 'string', default: '100000' } } });
+  const { values } = readWords('Usage: npm run demo [-- --rows 100000]', {
+    options: { rows: { type: 'string', default: '100000' } },
+  });
   const rows = Number(values.rows);
   if (Number.isInteger(rows) && rows >= 10 && rows <= rowsMax) return rows;
   throw new StartupError(`--rows takes a whole number from 10 to ${count(rowsMax)}.`);

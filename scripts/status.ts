@@ -1,8 +1,7 @@
 /** npm run status [-- --json]: the state of every key family, what is rotating, and what comes next. */
-import { parseArgs } from 'node:util';
 import { describeAdoption, type Adoption } from './adopt/life.ts';
 import { describeOutcome, describeRun, type RunProgress } from './progress.ts';
-import { flag, formatCount, mustBeOk, operator, run, withApi } from './support.ts';
+import { flag, formatCount, mustBeOk, operator, readWords, run, withApi } from './support.ts';
 
 interface Version {
   readonly version: number;
@@ -120,7 +119,7 @@ function describeRuns(runs: readonly RunProgress[]): string[] {
 }
 
 await run(async () => {
-  const { values } = parseArgs({ options: { json: flag } });
+  const { values } = readWords('Usage: npm run status [-- --json]', { options: { json: flag } });
   await withApi(async (api, { url }) => {
     const keys = mustBeOk(await api.call(operator, 'GET', '/v1/keys')).items as Family[];
     const rotations = mustBeOk(await api.call(operator, 'GET', '/v1/rotations?limit=20')).items as RunProgress[];
