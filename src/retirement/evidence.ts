@@ -147,9 +147,7 @@ async function countColumns(
     if (!(await waitOutWriters(db, table, waitOutMaxMs))) {
       throw new NotNow(`A transaction that writes to ${address} is open: it may hold a value of version ${version}.`);
     }
-    const counts = isFinal
-      ? (await countVersions(db, table, column)).counts
-      : await countHeld(db, table, column, version);
+    const counts = isFinal ? await countVersions(db, table, column) : await countHeld(db, table, column, version);
     const [held, malformed] = [counts.get(version) ?? 0, counts.get(-1) ?? 0];
     const say = (n: number) => (isFinal ? `${n} ` : '');
     if (held > 0) throw conflict(`Column ${column} of ${address} holds ${say(held)}values of version ${version}.`);

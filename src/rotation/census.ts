@@ -8,20 +8,14 @@ import type { TableShape } from '../targets/catalog.ts';
 import { Parameters, staleCondition, tableName, versionSql } from './conditions.ts';
 import type { Stale } from './work.ts';
 
-export interface ColumnCensus {
-  readonly table: string;
-  readonly column: string;
-  /** By version; 0 is plaintext, -1 text that begins like an envelope and is none. Nulls are not counted. */
-  readonly counts: ReadonlyMap<number, number>;
-}
-
-export async function countVersions(db: Queryable, table: TableShape, column: string): Promise<ColumnCensus> {
+/** How many values there are by version; 0 is plaintext, -1 text that begins like an envelope and is none. Nulls are not counted. */
+export async function countVersions(db: Queryable, table: TableShape, column: string): Promise<Map<number, number>> {
   const version = versionSql(column);
   const { rows } = await db.query<{ version: number; n: string }>(
     `select ${version} as version, count(*) as n from ${tableName(table)} t
      where ${version} is not null group by 1`,
   );
-  return { table: table.address, column, counts: new Map(rows.map((row) => [row.version, Number(row.n)])) };
+  return new Map(rows.map((row) => [row.version, Number(row.n)]));
 }
 
 /** How many rows there are in which one of these is so. */

@@ -8,8 +8,7 @@
  * One count at a time, however many ask, and one that took long is made again only after it has rested: looking at a
  * rotation must not slow it down. What decides anything is counted by whoever decides it (pass.ts), not here.
  */
-import type { RegisteredColumn } from '../policy/policy.ts';
-import { columnId } from '../policy/policy.ts';
+import { columnId, type RegisteredColumn } from '../policy/policy.ts';
 import type { TableShape } from '../targets/catalog.ts';
 import { databaseOf, type Targets } from '../targets/targets.ts';
 import { countStale, countVersions } from './census.ts';
@@ -92,7 +91,7 @@ export function lookUpVersions(
   column: RegisteredColumn,
   deadline: number,
 ): Promise<Counted<ReadonlyMap<number, number>> | undefined> {
-  const count = async () => (await countVersions(databaseOf(shop, table), table, column.column)).counts;
+  const count = () => countVersions(databaseOf(shop, table), table, column.column);
   return shop.counts.get(`versions of ${columnId(column)}`, count, deadline);
 }
 

@@ -75,7 +75,7 @@ async function countEach(db: Pool, table: TableShape, all: readonly Stale[]): Pr
       const each = stale.value.map((version): Stale => ({ ...stale, value: [version] }));
       for (const one of each) counts.push([one, await countStale(db, table, [one])]);
     } else {
-      const { counts: found } = await countVersions(db, table, stale.column);
+      const found = await countVersions(db, table, stale.column);
       for (const version of stale.value) counts.push([{ ...stale, value: [version] }, found.get(version) ?? 0]);
     }
   }
