@@ -172,6 +172,11 @@ export function quoteIdentifier(name: string): string {
   return pg.escapeIdentifier(name);
 }
 
+/** `text` as an SQL string. */
+export function quoteLiteral(text: string): string {
+  return pg.escapeLiteral(text);
+}
+
 const migrationsFolder = fileURLToPath(new URL('../migrations', import.meta.url));
 
 /**

@@ -20,7 +20,6 @@ import { readGuards } from './guard.ts';
 import { describeMissing, isWaivable, listMissing, type Missing, type RetireFacts } from './retire.ts';
 import { findUndeclaredSearch, setUndeclared } from './retire-store.ts';
 import type { Workshop } from '../rotation/scan.ts';
-import { findUnfinished } from '../rotation/store.ts';
 import { databaseOf } from '../targets/targets.ts';
 import { findUndeclared, isFresh, nameOfColumn, type UndeclaredSearch } from './undeclared.ts';
 
@@ -232,8 +231,7 @@ export async function examineVersion(
   const tables = await lookAtColumns(shop, family);
   const facts = (await readFacts(shop, family)).get(version);
   if (facts === undefined) throw conflict(`The policy has no class ${family}: nobody can say what holds its values.`);
-  const standing = await findUnfinished(shop.pool, family);
-  if (standing !== undefined) throw new NotNow(`Family ${family} is rotating.`, standing.id);
+  if (facts.rotation !== undefined) throw new NotNow(`Family ${family} is rotating.`, facts.rotation);
   const missing = listMissing(facts, withoutGuards);
   refuseMissing(
     asked,

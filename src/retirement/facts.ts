@@ -35,7 +35,7 @@ export async function readFacts(shop: FactShop, name: string): Promise<Map<numbe
   const [clock, uses] = [await readClock(shop.pool, name), await listLastUses(shop.pool, name)];
   const [guards, problems] = [await listKnownGuards(shop.pool, name), await listProblems(shop.pool, name)];
   const undeclared = await findUndeclaredSearch(shop.pool, name);
-  const rotating = (await findUnfinished(shop.pool, name)) !== undefined;
+  const rotation = (await findUnfinished(shop.pool, name))?.id;
   const registered = shop.policy.columns.filter((column) => column.class === name);
   for (const { version, state } of family.versions.values()) {
     if (state !== 'decrypt-only' && state !== 'compromised') continue;
@@ -47,7 +47,7 @@ export async function readFacts(shop: FactShop, name: string): Promise<Map<numbe
     });
     const lastUsedAt = uses.get(version);
     facts.set(version, {
-      ...{ family, version, rule, columns, rotating, ...clock },
+      ...{ family, version, rule, columns, rotation, ...clock },
       ...(lastUsedAt !== undefined && { lastUsedAt }),
       ...(undeclared !== undefined && { undeclared }),
     });

@@ -34,7 +34,8 @@ export interface RetireFacts {
   readonly lastUsedAt?: Date;
   /** When the last rotation of the family was done. */
   readonly doneAt?: Date;
-  readonly rotating: boolean;
+  /** Of the family, the one that is under way: its id. */
+  readonly rotation: string | undefined;
   /** What the last search for envelopes in unregistered columns came to; it is made anew right before the end. */
   readonly undeclared?: StoredSearch;
 }
@@ -74,12 +75,14 @@ export function guardVersion(family: KeyFamily, rule: RetireRule, now: Date): nu
 
 const minute = (date: Date) => `${date.toISOString().slice(0, 16).replace('T', ' ')} UTC`;
 
-function turn({ family, version, rotating }: RetireFacts): Missing[] {
+function turn({ family, version, rotation }: RetireFacts): Missing[] {
   const older = [...family.versions.values()].find((each) => each.version < version && each.state !== 'destroyed');
   return [
     ...(older === undefined ? [] : [{ kind: 'turn', what: `version ${older.version} to be destroyed first` } as const]),
     ...(family.active === undefined ? [{ kind: 'turn', what: 'an active version' } as const] : []),
-    ...(rotating ? [{ kind: 'rotation', what: 'the end of the rotation that is under way' } as const] : []),
+    ...(rotation !== undefined
+      ? [{ kind: 'rotation', what: 'the end of the rotation that is under way' } as const]
+      : []),
   ];
 }
 

@@ -8,7 +8,7 @@
  *
  * Nobody waits for us longer than one statement, and nothing that was written meanwhile is overwritten.
  */
-import { quoteIdentifier, type Queryable } from '../db.ts';
+import { quoteIdentifier, quoteLiteral, type Queryable } from '../db.ts';
 import type { TableShape } from '../targets/catalog.ts';
 import { keyOrder, Parameters, tableName, whereOf, type Key, type Restriction } from './conditions.ts';
 
@@ -121,7 +121,7 @@ export function updateSql(table: TableShape, { read, written }: UpdateColumns, s
     update ${tableName(table)} t set ${written.map(assign).join(', ')}
     from l where ${table.key.map(({ name }, i) => `t.${q(name)} = l.k${i}`).join(' and ')}
     returning ${keys.map((key) => `l.${key}::text`).join(', ')},
-      case when ${stored} then fieldkeep.fe_stored_otherwise('${table.address.replaceAll("'", "''")}') end`;
+      case when ${stored} then fieldkeep.fe_stored_otherwise(${quoteLiteral(table.address)}) end`;
 }
 
 /** Stores the changes whose rows are as they were read. Answers the keys of the rows that were updated. */

@@ -5,7 +5,7 @@
  * Running a step again changes nothing. Indexes are built beside the application, each outside a transaction; all other
  * steps are one transaction each. No step has a password in it.
  */
-import { quoteIdentifier } from '../db.ts';
+import { quoteIdentifier, quoteLiteral } from '../db.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
 import { refuseRule } from './catalog.ts';
 import { planIndexes } from './indexes.ts';
@@ -31,7 +31,6 @@ export interface TargetPlanOptions {
 export const setLockTimeout = `set local lock_timeout = '2s';`;
 
 const q = quoteIdentifier;
-export const quoteLiteral = (text: string): string => `'${text.replaceAll("'", "''")}'`;
 export const quotePlace = ({ schema, name }: PlaceName): string => `${q(schema)}.${q(name)}`;
 
 /** Columns that may be missing, because they are only ours: for tokens, and for envelopes beside the source. */

@@ -39,7 +39,7 @@ const place = { table: 'demo.employees', column: 'ssn' };
 
 function factsOf(more: Partial<RetireFacts> = {}): RetireFacts {
   const family = familyOf('decrypt-only', 'active');
-  return { now: day(3), family, version: 1, rule, columns: [place], rotating: false, ...more };
+  return { now: day(3), family, version: 1, rule, columns: [place], rotation: undefined, ...more };
 }
 
 const told = (facts: RetireFacts, withoutGuards = false) => listMissing(facts, withoutGuards).map(describeMissing);
@@ -87,12 +87,12 @@ describe('what a version lacks before it may be destroyed', () => {
 
   it('is its turn, a family with an active version, and no rotation', () => {
     const family = familyOf('decrypt-only', 'decrypt-only', 'active');
-    const facts = factsOf({ family, version: 2, now: day(99), columns: [], rotating: true });
+    const facts = factsOf({ family, version: 2, now: day(99), columns: [], rotation: 'a run' });
     assert.deepEqual(told(facts), ['version 1 to be destroyed first', 'the end of the rotation that is under way']);
-    assert.deepEqual(told({ ...facts, version: 1, rotating: false }), []);
+    assert.deepEqual(told({ ...facts, version: 1, rotation: undefined }), []);
     const closed = familyOf('decrypt-only', 'compromised');
-    assert.deepEqual(told({ ...facts, family: closed, version: 1, rotating: false }), ['an active version']);
-    assert.match(told({ ...facts, family: closed, version: 2, rotating: false }).join(), /nobody to use it/);
+    assert.deepEqual(told({ ...facts, family: closed, version: 1, rotation: undefined }), ['an active version']);
+    assert.match(told({ ...facts, family: closed, version: 2, rotation: undefined }).join(), /nobody to use it/);
   });
 
   it('may go without guards, counting from the last rotation, and without nothing else', () => {
