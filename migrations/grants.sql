@@ -1,41 +1,56 @@
--- What the service's role may do, run after every migration; :service stands for its quoted name.
+-- What each duty may do in Fieldkeep's own database, run after every migration, once for every role that has the duty; :role
+-- stands for its quoted name. A role is given nothing else: what it had before is taken away first. Sections begin with
+-- `-- duty:`. The table in docs/roles.md says the same, cell by cell, and a test compares both with the database.
 
--- keys
-grant usage on schema fieldkeep to :service;
-grant select, update on fieldkeep.epoch to :service;
-grant select, insert, update on fieldkeep.key_families to :service;
-grant select, insert, update on fieldkeep.key_versions to :service;
-grant select, insert, delete, update (mirrored) on fieldkeep.data_keys to :service;
-grant select, insert, update on fieldkeep.mirrors to :service;
-grant select, insert, update on fieldkeep.key_uses to :service;
-grant select, insert, update, delete on fieldkeep.instances, fieldkeep.instance_ready to :service;
-grant select, insert, delete on fieldkeep.idempotency_keys to :service;
+-- duty: api
+-- Faces agents. It reads key state and the log, adds to the log, and hands calls to workers.
+grant usage on schema fieldkeep to :role;
+grant select on fieldkeep.migrations to :role;
+grant select, update on fieldkeep.epoch to :role;
+grant select, insert, update on fieldkeep.key_uses to :role;
+grant select on fieldkeep.key_families, fieldkeep.key_versions, fieldkeep.data_keys to :role;
+grant select on fieldkeep.mirrors, fieldkeep.registered_tables to :role;
+grant select on fieldkeep.approvals, fieldkeep.approval_decisions, fieldkeep.approval_uses to :role;
+grant select on fieldkeep.audit_streams, fieldkeep.audit_intake, fieldkeep.audit_unfolded, fieldkeep.audit_entries,
+  fieldkeep.audit_items to :role;
+grant insert (instance) on fieldkeep.audit_streams to :role;
+grant insert (stream, seq, lines, items, entries, prev_hash, hash) on fieldkeep.audit_intake to :role;
+grant select on fieldkeep.asked_calls, fieldkeep.asked_answers to :role;
+grant insert (id, call, mac) on fieldkeep.asked_calls to :role;
+grant select, insert, update, delete on fieldkeep.instances, fieldkeep.instance_ready to :role;
 
--- audit: what is written stays
+-- duty: worker
+-- Faces nobody. It makes keys, turns what was asked into runs, approvals and destructions, and puts entries in order.
+grant usage on schema fieldkeep to :role;
+grant select on fieldkeep.migrations to :role;
+grant select, update on fieldkeep.epoch to :role;
+grant select, insert, update on fieldkeep.key_families, fieldkeep.key_versions to :role;
+grant select, insert, delete, update (mirrored) on fieldkeep.data_keys to :role;
+grant select, insert, update on fieldkeep.mirrors, fieldkeep.key_uses to :role;
+grant select, insert, update, delete on fieldkeep.instances, fieldkeep.instance_ready to :role;
+grant select, insert, delete on fieldkeep.idempotency_keys to :role;
+grant select, delete on fieldkeep.asked_calls to :role;
+grant select, insert, delete, update (answer, answered_at) on fieldkeep.asked_answers to :role;
+-- The audit log: what is written stays.
 grant select, insert on fieldkeep.audit_streams, fieldkeep.audit_intake, fieldkeep.audit_unfolded,
-  fieldkeep.audit_entries, fieldkeep.audit_items to :service;
-grant execute on function fieldkeep.audit_make_partitions() to :service;
-
--- rotation
-grant select, insert, update on fieldkeep.rotations, fieldkeep.rotation_columns, fieldkeep.rotation_ranges to :service;
-grant select, insert, update, delete on fieldkeep.rotation_failures to :service;
-grant select, insert, update on fieldkeep.rotation_rehearsals, fieldkeep.registered_tables to :service;
-
--- approvals: what was asked and decided stays
-grant select, insert, update (used_at) on fieldkeep.approvals to :service;
-grant select, insert on fieldkeep.approval_decisions to :service;
-
--- retiring and destroying: which columns are guarded is the owner's to say
-grant select on fieldkeep.guarded_columns to :service;
+  fieldkeep.audit_entries, fieldkeep.audit_items to :role;
+grant select, update on fieldkeep.unfolding to :role;
+grant execute on function fieldkeep.audit_make_partitions() to :role;
+-- Runs.
+grant select, insert, update on fieldkeep.rotations, fieldkeep.rotation_columns to :role;
+grant select, insert, update, delete on fieldkeep.rotation_ranges, fieldkeep.rotation_failures to :role;
+grant select, insert, update on fieldkeep.rotation_rehearsals, fieldkeep.registered_tables, fieldkeep.adoptions to :role;
+-- Approvals: what was asked and decided stays, and an approval is used once.
+grant select, insert on fieldkeep.approvals, fieldkeep.approval_decisions, fieldkeep.approval_uses to :role;
+-- Retiring and destroying: which columns are guarded is the owner's to say.
+grant select on fieldkeep.guarded_columns to :role;
 grant execute on function fieldkeep.fe_guard_add(text, text, text, int, boolean),
-  fieldkeep.fe_guard_validate(text, text, text, int) to :service;
-grant select, insert, update on fieldkeep.guards, fieldkeep.watches to :service;
-grant select, insert, update on fieldkeep.destructions to :service;
+  fieldkeep.fe_guard_validate(text, text, text, int) to :role;
+grant select, insert, update on fieldkeep.guards, fieldkeep.watches, fieldkeep.destructions to :role;
 
--- the demo's table: what re-encryption needs, and no more
-grant usage on schema demo to :service;
-grant select (id, tenant, ssn, ssn_eq, bank, salary), update (ssn, ssn_eq, bank, salary) on demo.employees to :service;
-
--- adoption
-grant select, insert, update on fieldkeep.adoptions to :service;
-grant delete on fieldkeep.rotation_ranges to :service;
+-- duty: rows
+-- Reads and writes the registered columns, and nothing else: the customer's own code runs in its sessions. The demo's table
+-- here; rights on other tables are for their owner to give (npm run target:setup -- own).
+grant usage on schema fieldkeep to :role;
+grant usage on schema demo to :role;
+grant select (id, tenant, ssn, ssn_eq, bank, salary), update (ssn, ssn_eq, bank, salary) on demo.employees to :role;

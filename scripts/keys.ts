@@ -12,9 +12,10 @@
 import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { readConfig } from '../src/config.ts';
-import { migrate, openPool, roleOf, type Pool } from '../src/db.ts';
+import { openPool, type Pool } from '../src/db.ts';
 import { writePrivate } from '../src/embedded/home.ts';
 import { StartupError } from '../src/errors.ts';
+import { migrate } from '../src/migrate.ts';
 import { exportKeys, importKeys, parseBackup } from '../src/keys/backup.ts';
 import { fetchCertificate } from './keys/certificate.ts';
 import { getDatabaseUrl } from './keys/database.ts';
@@ -67,7 +68,9 @@ await run(async () => {
   const pool = openPool(databaseUrl, { max: 2, name: 'keys', statementTimeoutMs: 600_000 });
   try {
     if (isExport) return await exportTo(pool, first);
-    await migrate(config.databaseOwnerUrl ?? databaseUrl, roleOf(databaseUrl), () => undefined);
+    if (config.databaseOwnerUrl !== undefined || config.databaseUrl === undefined) {
+      await migrate(config.databaseOwnerUrl ?? databaseUrl, {}, () => undefined);
+    }
     await (first === undefined
       ? tellRefusal(pool, 'mirrors', () => importMirrors(config, databaseUrl, pool))
       : tellRefusal(pool, 'file', () => importFrom(pool, first)));

@@ -1,34 +1,36 @@
 /**
- * npm run target:setup -- NAME [--check | --apply] [--worker ROLE] [--reader ROLE] [--application ROLE]
+ * npm run target:setup -- NAME [--check | --apply] [--worker ROLE] [--rows ROLE] [--reader ROLE]
+ *                                 [--application ROLE]
  *
  * Prints the SQL that a database needs before its registered columns are worked on: for psql, or for its owner to read. NAME
  * is a target of the policy, or `own` for Fieldkeep's own database. --apply makes what is missing, as the owner; --check
- * changes nothing and exits 1 when something is not as it should be. Roles come from the URLs of worker and reader; no
+ * changes nothing and exits 1 when something is not as it should be. Roles come from the URLs of worker, rows and reader; no
  * password is printed or set.
  */
 import { readFileSync } from 'node:fs';
 import { readConfig, type Config } from '../src/config.ts';
 import { connect, isUnavailable, roleOf, sqlState, type Client } from '../src/db.ts';
-import { readerRole, serviceRole } from '../src/embedded/postgres.ts';
+import { readerRole } from '../src/embedded/postgres.ts';
 import { StartupError } from '../src/errors.ts';
+import { usualRole } from '../src/migrate.ts';
 import type { Policy } from '../src/policy/policy.ts';
 import { readPolicy } from '../src/policy-watch.ts';
 import { applyStep, findPartitions, lookAtTarget } from '../src/targets/look.ts';
 import { formatPlan, planTarget, type TargetPlanOptions } from '../src/targets/plan.ts';
 import type { Step, TargetState } from '../src/targets/state.ts';
 import { claimSetup } from '../src/targets/store.ts';
-import { readerVariableOf, variableOf } from '../src/targets/targets.ts';
+import { readerVariableOf, rowsVariableOf, variableOf } from '../src/targets/targets.ts';
 import { findService, flag, readWords, run, text } from './support.ts';
 
 const usage =
-  'Usage: npm run target:setup -- NAME [--check | --apply] [--worker ROLE] [--reader ROLE] [--application ROLE]';
+  'Usage: npm run target:setup -- NAME [--check | --apply] [--worker ROLE] [--rows ROLE] [--reader ROLE] [--application ROLE]';
 /** An index of a large table is built in one statement. */
 const statementTimeoutMs = 24 * 3_600_000;
 /** Even looking waits for a table that somebody holds for themselves. */
 const lookTimeout = '2s';
 
 function readArguments() {
-  const options = { check: flag, apply: flag, worker: text, reader: text, application: text };
+  const options = { check: flag, apply: flag, worker: text, rows: text, reader: text, application: text };
   const { positionals, values } = readWords(usage, { allowPositionals: true, options });
   if (positionals.length === 1 && !(values.check && values.apply)) return { name: positionals[0]!, ...values };
   throw new StartupError(usage);
@@ -38,6 +40,7 @@ function readArguments() {
 interface Access {
   readonly owner?: Door;
   readonly worker?: Door;
+  readonly rows?: Door;
   readonly reader?: Door;
 }
 
@@ -53,13 +56,15 @@ function findAccess(config: Config, name: string): Access {
     return {
       ...door('owner', config.targetOwners.get(name), variableOf(name, '_OWNER')),
       ...door('worker', config.targets.get(name), variableOf(name)),
+      ...door('rows', config.rows.get(name), variableOf(name, '_ROWS')),
       ...door('reader', config.readers.get(name), variableOf(name, '_READER')),
     };
   }
   const embedded = config.databaseUrl === undefined ? findService()?.databaseUrl : undefined;
   return {
     ...door('owner', config.databaseOwnerUrl ?? config.databaseUrl ?? embedded, 'DATABASE_OWNER_URL'),
-    ...door('worker', config.databaseUrl, 'DATABASE_URL'),
+    ...door('worker', config.databaseWorkerUrl ?? config.databaseUrl, 'DATABASE_URL'),
+    ...door('rows', config.rows.get(undefined), rowsVariableOf(undefined)),
     ...door('reader', config.readers.get(undefined), readerVariableOf(undefined)),
   };
 }
@@ -79,9 +84,13 @@ function makeOptions(config: Config, access: Access, asked: ReturnType<typeof re
   const embedded = name === 'own' && config.databaseUrl === undefined;
   const roleBehind = (door: Door | undefined, usual: string) =>
     door === undefined ? (embedded ? usual : undefined) : roleOf(door.url);
-  const worker = asked.worker ?? roleBehind(access.worker, serviceRole);
+  const worker = asked.worker ?? roleBehind(access.worker, usualRole('worker'));
   if (worker === undefined) {
     throw new StartupError(`Which role does the worker have there? Set ${variableOf(name)} or say --worker ROLE.`);
+  }
+  const rows = asked.rows ?? roleBehind(access.rows, usualRole('rows'));
+  if (rows === undefined && name === 'own') {
+    throw new StartupError('Which role works on rows there? Set DATABASE_ROWS_URL or say --rows ROLE.');
   }
   const reader = asked.reader ?? roleBehind(access.reader, readerRole);
   const fixed = readMigration('target.sql');
@@ -90,6 +99,7 @@ function makeOptions(config: Config, access: Access, asked: ReturnType<typeof re
     worker,
     guarded: /^create table (if not exists )?fieldkeep\.guarded_columns\b/m.test(fixed),
     ...(name !== 'own' && { fixed }),
+    ...(rows !== undefined && { rows }),
     ...(reader !== undefined && { reader }),
     ...(application !== undefined && { application }),
   };
@@ -188,6 +198,12 @@ async function printPlan(options: TargetPlanOptions, door: Door | undefined, nam
   if (options.reader === undefined) {
     const variable = readerVariableOf(name === 'own' ? undefined : name);
     head.push(`-- No role reads here to find undeclared columns: set ${variable} or say --reader ROLE.`);
+  }
+  if (options.rows === undefined) {
+    head.push(
+      `-- ${options.worker} works on rows itself: a trigger there could use its rights on mirror and guards.`,
+      `-- Set ${rowsVariableOf(name)} to a login of its own, or say --rows ROLE.`,
+    );
   }
   if (door === undefined) {
     head.push('-- Nobody looked there: indexes of a partitioned table are printed as of any other.');

@@ -24,6 +24,8 @@ const environment = z.object({
   FIELDKEEP_EMBEDDED_ROOT_KEYS: z.enum(['allow', 'refuse']).optional(),
   DATABASE_URL: postgresUrl.optional(),
   DATABASE_OWNER_URL: postgresUrl.optional(),
+  DATABASE_WORKER_URL: postgresUrl.optional(),
+  DATABASE_ROWS_URL: postgresUrl.optional(),
   DATABASE_READER_URL: postgresUrl.optional(),
   TLS_CERT_FILE: z.string().min(1).optional(),
   TLS_KEY_FILE: z.string().min(1).optional(),
@@ -57,15 +59,16 @@ const environment = z.object({
 type Environment = z.infer<typeof environment>;
 
 /** The policy has no target whose name ends as the second part: it would be taken for another role in another target. */
-const targetPattern = /^TARGET_([A-Z][A-Z0-9_]{0,31}?)(_READER|_OWNER)?_URL$/;
+const targetPattern = /^TARGET_([A-Z][A-Z0-9_]{0,31}?)(_READER|_OWNER|_ROWS)?_URL$/;
 
 interface Targets {
   readonly targets: ReadonlyMap<string, string>;
   readonly targetReaders: ReadonlyMap<string, string>;
+  readonly targetRows: ReadonlyMap<string, string>;
   readonly targetOwners: ReadonlyMap<string, string>;
 }
 
-/** The databases of TARGET_<NAME>_URL, and of its reader and its owner, by their names in the policy: the lower-case ones. */
+/** The databases of TARGET_<NAME>_URL, and of its rows, its reader and its owner, by their names in the policy: the lower-case ones. */
 function readTargets(set: Readonly<Record<string, string | undefined>>): Targets & { problems: string[] } {
   const found = Object.entries(set).flatMap(([variable, url = '']) => {
     const [, name, role] = targetPattern.exec(variable) ?? [];
@@ -76,6 +79,7 @@ function readTargets(set: Readonly<Record<string, string | undefined>>): Targets
   return {
     targets: of(undefined),
     targetReaders: of('_READER'),
+    targetRows: of('_ROWS'),
     targetOwners: of('_OWNER'),
     problems: found.flatMap(({ variable, url }) =>
       postgresUrl.safeParse(url).success ? [] : [`${variable}: must be a postgresql:// URL`],
@@ -123,7 +127,12 @@ export interface Config {
   /** State folder, absolute. */
   readonly home: string;
   readonly policyFile: string;
+  /** Of the login of this process's duty; of a process with both duties, its api's. */
   readonly databaseUrl?: string;
+  /** Of the worker's login, for a process with both duties; absent: DATABASE_URL has the rights of both. */
+  readonly databaseWorkerUrl?: string;
+  /** Logins for the customers' rows alone, by the name of the database; undefined names our own. */
+  readonly rows: ReadonlyMap<string | undefined, string>;
   /** Runs the migrations; the service's own URL where absent. */
   readonly databaseOwnerUrl?: string;
   /** Customers' databases of their own, by the name that the policy has for them. */
@@ -191,8 +200,18 @@ function listRefusals(env: Environment): string[] {
   if ((env.TLS_CERT_FILE === undefined) !== (env.TLS_KEY_FILE === undefined)) {
     refusals.push('TLS_CERT_FILE and TLS_KEY_FILE go together');
   }
-  if (env.DATABASE_OWNER_URL !== undefined && env.DATABASE_URL === undefined) {
-    refusals.push('DATABASE_OWNER_URL needs DATABASE_URL');
+  for (const name of ['DATABASE_OWNER_URL', 'DATABASE_WORKER_URL', 'DATABASE_ROWS_URL'] as const) {
+    if (env[name] !== undefined && env.DATABASE_URL === undefined) refusals.push(`${name} needs DATABASE_URL`);
+  }
+  if (env.DATABASE_WORKER_URL !== undefined && env.ROLE !== 'all') {
+    refusals.push(
+      `DATABASE_WORKER_URL is for ROLE=all: with ROLE=${env.ROLE} the login of DATABASE_URL has that one duty`,
+    );
+  }
+  if (production && env.ROLE === 'all' && env.DATABASE_URL !== undefined && env.DATABASE_WORKER_URL === undefined) {
+    refusals.push(
+      'ROLE=all needs DATABASE_WORKER_URL in production: the login that faces agents must not be the worker',
+    );
   }
   if (env.VAULT_ADDR !== undefined) refusals.push(...listVaultRefusals(env));
   else if (env.ROLE !== 'all') refusals.push(`ROLE=${env.ROLE} needs VAULT_ADDR: embedded root keys serve one process`);
@@ -227,7 +246,7 @@ function readVault(env: Environment): VaultSettings | undefined {
 export function readConfig(variables: NodeJS.ProcessEnv): Config {
   const set = Object.fromEntries(Object.entries(variables).filter(([, value]) => value !== ''));
   const parsed = environment.safeParse(set);
-  const { targets, targetReaders, targetOwners, problems: targetProblems } = readTargets(set);
+  const { targets, targetReaders, targetRows, targetOwners, problems: targetProblems } = readTargets(set);
   const problems = parsed.success
     ? listRefusals(parsed.data)
     : parsed.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`);
@@ -238,7 +257,8 @@ export function readConfig(variables: NodeJS.ProcessEnv): Config {
   }
   const env = parsed.data;
   const vault = readVault(env);
-  const ownReader = env.DATABASE_READER_URL === undefined ? [] : [[undefined, env.DATABASE_READER_URL] as const];
+  const withOwn = (own: string | undefined, others: ReadonlyMap<string, string>) =>
+    new Map<string | undefined, string>([...(own === undefined ? [] : [[undefined, own] as const]), ...others]);
   return {
     port: env.PORT,
     host: env.HOST,
@@ -248,7 +268,8 @@ export function readConfig(variables: NodeJS.ProcessEnv): Config {
     transitMount: env.VAULT_TRANSIT_MOUNT,
     targets,
     sources,
-    readers: new Map<string | undefined, string>([...ownReader, ...targetReaders]),
+    readers: withOwn(env.DATABASE_READER_URL, targetReaders),
+    rows: withOwn(env.DATABASE_ROWS_URL, targetRows),
     targetOwners,
     home: resolve(env.FIELDKEEP_HOME),
     policyFile: resolve(env.FIELDKEEP_POLICY),
@@ -256,6 +277,7 @@ export function readConfig(variables: NodeJS.ProcessEnv): Config {
     production: env.NODE_ENV === 'production',
     ...present({ vault, families: env.FIELDKEEP_FAMILIES?.split(',') }),
     ...present({ databaseUrl: env.DATABASE_URL, databaseOwnerUrl: env.DATABASE_OWNER_URL }),
+    ...present({ databaseWorkerUrl: env.DATABASE_WORKER_URL }),
     ...(env.TLS_CERT_FILE !== undefined && { tls: { certFile: env.TLS_CERT_FILE, keyFile: env.TLS_KEY_FILE! } }),
   };
 }

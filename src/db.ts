@@ -1,13 +1,10 @@
 /**
- * Connections to Postgres, and the only importer of `pg` and of the migration runner.
+ * Connections to Postgres, and the only importer of `pg`.
  *
  * Every session starts with `search_path = pg_catalog`, so that a statement means what it says: all our SQL names its
  * schema, and nobody who can create an object in `public` can stand in for one of ours.
  */
 import pg from 'pg';
-import { runner } from 'node-pg-migrate';
-import { readFile } from 'node:fs/promises';
-import { fileURLToPath } from 'node:url';
 import { FieldkeepError } from './errors.ts';
 
 export type Pool = pg.Pool;
@@ -175,35 +172,4 @@ export function quoteIdentifier(name: string): string {
 /** `text` as an SQL string. */
 export function quoteLiteral(text: string): string {
   return pg.escapeLiteral(text);
-}
-
-const migrationsFolder = fileURLToPath(new URL('../migrations', import.meta.url));
-
-/**
- * Brings the schema up to date as its owner, then gives the service's role what it needs. Running it again changes
- * nothing; two at once wait for each other. Skips the grants when the service connects as the owner itself.
- */
-export async function migrate(ownerUrl: string, serviceRole: string, log: (line: string) => void): Promise<void> {
-  const client = new pg.Client({ connectionString: ownerUrl, application_name: 'fieldkeep migrate' });
-  await client.connect();
-  try {
-    await runner({
-      dbClient: client,
-      dir: migrationsFolder,
-      ignorePattern: '(\\..*|grants\\.sql|target\\.sql)',
-      direction: 'up',
-      schema: 'public',
-      migrationsSchema: 'fieldkeep',
-      createMigrationsSchema: true,
-      migrationsTable: 'migrations',
-      advisoryLockMode: 'wait',
-      log,
-      logger: { debug: () => undefined, info: log, warn: log, error: log },
-    });
-    if (roleOf(ownerUrl) === serviceRole) return;
-    const grants = await readFile(`${migrationsFolder}/grants.sql`, 'utf8');
-    await client.query(grants.replaceAll(':service', quoteIdentifier(serviceRole)));
-  } finally {
-    await client.end();
-  }
 }

@@ -11,11 +11,9 @@ import { join } from 'node:path';
 import { destination, pino, type Logger } from 'pino';
 import { readConfig, type Config } from './config.ts';
 import { selfTest } from './crypto/self-test.ts';
-import { isUnavailable, migrate, roleOf } from './db.ts';
 import { greet, writeExamples } from './embedded/greeting.ts';
 import { openHome, writePrivate, type Home } from './embedded/home.ts';
 import { openIssuer } from './embedded/issuer.ts';
-import { startPostgres } from './embedded/postgres.ts';
 import { ensureTls } from './embedded/tls.ts';
 import { describeError, StartupError } from './errors.ts';
 import { createApp } from './http/app.ts';
@@ -24,20 +22,30 @@ import type { Edge } from './http/exchange.ts';
 import { createMetrics, exposeFigures, exposeSamples, listenInside, type Metrics } from './http/metrics.ts';
 import { newRequestId } from './http/request-id.ts';
 import { createHttpsServer, drain } from './http/server.ts';
-import { migrateQueues, openBoss } from './jobs/queues.ts';
+import { openBoss } from './jobs/queues.ts';
 import { startWorkers, type Workers } from './jobs/workers.ts';
 import { openEmbeddedRootKeys } from './keys/embedded.ts';
 import type { RootKeys } from './keys/root-keys.ts';
 import { openVaultRootKeys, type VaultRootKeys } from './keys/vault-open.ts';
 import { listExcessRights } from './keys/vault-rights.ts';
 import { auditFamily } from './keys/version.ts';
-import { bindOperations } from './operations/all.ts';
+import { checkLogins, migrateAll, openDatabase, type Database } from './logins.ts';
+import { bindOperations, operate } from './operations/all.ts';
 import { refuse } from './operations/perform.ts';
 import { readPolicy, watchPolicy } from './policy-watch.ts';
 import { readRetirementFigures, retirementFigures } from './retirement/figures.ts';
 import { readFigures, rotationFigures } from './rotation/figures.ts';
 import { openSources } from './rotation/sources.ts';
-import { adoptPolicy, examine, openService, type Service } from './service.ts';
+import {
+  adoptPolicy,
+  examine,
+  openService,
+  type Health,
+  type Service,
+  type ServiceOptions,
+  type ServiceRole,
+} from './service.ts';
+import type { Policy } from './policy/policy.ts';
 
 const requestDeadlineMs = 10_000;
 const drainMaxMs = 15_000;
@@ -48,39 +56,6 @@ const workerNiceness = 10;
 
 /** What has to be undone, newest first. */
 type Undo = () => Promise<void> | void;
-
-interface Database {
-  readonly url: string;
-  readonly ownerUrl: string;
-  /** Of the embedded server only; others have DATABASE_READER_URL. */
-  readonly readerUrl?: string;
-  readonly embedded: boolean;
-}
-
-async function openDatabase(config: Config, undo: Undo[]): Promise<Database> {
-  if (config.databaseUrl !== undefined) {
-    return { url: config.databaseUrl, ownerUrl: config.databaseOwnerUrl ?? config.databaseUrl, embedded: false };
-  }
-  const postgres = await startPostgres({ home: config.home });
-  undo.push(() => postgres.stop());
-  const { serviceUrl: url, ownerUrl, readerUrl } = postgres;
-  return { url, ownerUrl, readerUrl, embedded: true };
-}
-
-async function migrateAll({ url, ownerUrl }: Database, log: Logger): Promise<void> {
-  try {
-    await migrate(ownerUrl, roleOf(url), (line) => log.debug(line));
-    await migrateQueues(ownerUrl, roleOf(url));
-  } catch (error) {
-    if (isUnavailable(error))
-      throw new StartupError('The database cannot be reached: check DATABASE_URL and that it runs.');
-    const { code } = describeError(error);
-    if (code === '28P01' || code === '28000')
-      throw new StartupError('The database refuses the credentials of DATABASE_URL.');
-    if (code === '42501') throw new StartupError('The role may not migrate the database: set DATABASE_OWNER_URL.');
-    throw error;
-  }
-}
 
 function listen(server: Server, port: number, host: string): Promise<number> {
   return new Promise((resolve, reject) => {
@@ -170,37 +145,46 @@ interface Listening {
   readonly metricsUrl: string;
 }
 
-async function startInside(service: Service, metrics: Metrics, config: Config, undo: Undo[]): Promise<Listening> {
-  const { rootKeys, keeper, keyring } = service;
+async function startInside(services: Services, metrics: Metrics, config: Config, undo: Undo[]): Promise<Listening> {
+  const { worker, all } = services;
+  const { rootKeys, keeper } = all[0];
   const isVault = rootKeys.kind === 'vault';
   exposeFigures(metrics, () => ({
     ...rootKeys.figures(),
     ...(isVault && { vault_up: keeper.state().problem === undefined ? 1 : 0 }),
-    key_unwraps_total: keyring.unwraps,
+    key_unwraps_total: all.reduce((sum, { keyring }) => sum + keyring.unwraps, 0),
   }));
-  exposeSamples(metrics, 'rotations', rotationFigures, () => readFigures(service.pool, keyring.state));
-  exposeSamples(metrics, 'retirement', retirementFigures, () => readRetirementFigures(service));
+  if (worker !== undefined) {
+    exposeSamples(metrics, 'rotations', rotationFigures, () => readFigures(worker.pool, worker.keyring.state));
+    exposeSamples(metrics, 'retirement', retirementFigures, () => readRetirementFigures(worker));
+  }
   const { metricsPort: port, metricsHost: host } = config;
-  const server = await listenInside({ registry: metrics.registry, health: () => examine(service), port, host });
+  const server = await listenInside({ registry: metrics.registry, health: () => examineAll(services), port, host });
   undo.push(() => void server.close());
   const near = host === '0.0.0.0' || host === '::' ? '127.0.0.1' : host;
   return { metricsUrl: `http://${near}:${(server.address() as AddressInfo).port}/metrics` };
 }
 
-async function startHttp(service: Service, metrics: Metrics, config: Config, undo: Undo[]): Promise<string> {
+async function startHttp(
+  services: Services,
+  service: Service,
+  metrics: Metrics,
+  config: Config,
+  undo: Undo[],
+): Promise<string> {
   const edge: Edge = { log: service.log, metrics, requestDeadlineMs, draining: false };
   const issuer = await openIssuer(config.home);
   const app = createApp(edge, {
     operations: bindOperations(service),
     authenticate: createAuthenticator({ policy: () => service.policy, localKeys: issuer.jwks }),
     refuse: (refusal) => refuse(service, refusal),
-    health: () => examine(service),
+    health: () => examineAll(services),
   });
   const server = createHttpsServer(await readTls(config), app);
   const port = await listen(server, config.port, config.host);
   const tlsTimer = watchTls(config, server, service.log);
   undo.push(async () => {
-    service.draining = true;
+    for (const each of services.all) each.draining = true;
     clearInterval(tlsTimer);
     await drain(server, edge, drainMaxMs);
   });
@@ -212,7 +196,7 @@ function writeRuntime(home: Home, listening: Listening, database: Database, undo
   const runtime = {
     pid: process.pid,
     ...listening,
-    ...(database.embedded && { databaseUrl: database.ownerUrl }),
+    ...(database.embedded && { databaseUrl: database.ownerUrl! }),
     startedAt: new Date().toISOString(),
   };
   writePrivate(file, JSON.stringify(runtime, null, 2));
@@ -235,6 +219,41 @@ function encryptAs(service: Service): (agent: string, body: object) => Promise<u
   };
 }
 
+/** One service a duty; where one login has both, one service. */
+interface Services {
+  /** Absent in a worker, which faces nobody. */
+  readonly api?: Service;
+  readonly worker?: Service;
+  readonly all: readonly [Service, ...Service[]];
+}
+
+type Parts = Omit<ServiceOptions, 'databaseUrl' | 'role' | 'ownsRootKeys'>;
+
+/** The worker first: it makes the keys that the api needs. */
+async function openServices(config: Config, database: Database, parts: Parts, undo: Undo[]): Promise<Services> {
+  const open = async (role: ServiceRole, databaseUrl: string) => {
+    const service = await openService({ ...parts, databaseUrl, role, operate, ownsRootKeys: false });
+    undo.push(() => service.close());
+    return service;
+  };
+  const { apiUrl, workerUrl } = database;
+  undo.push(() => parts.rootKeys.close());
+  if (config.role === 'all' && apiUrl === workerUrl) {
+    const both = await open('all', apiUrl);
+    return { api: both, worker: both, all: [both] };
+  }
+  const worker = config.role === 'api' ? undefined : await open('worker', workerUrl);
+  const api = config.role === 'worker' ? undefined : await open('api', apiUrl);
+  const all = [api, worker].filter((each) => each !== undefined) as [Service, ...Service[]];
+  return { all, ...(api !== undefined && { api }), ...(worker !== undefined && { worker }) };
+}
+
+async function examineAll({ all }: Services): Promise<Health> {
+  const found = await Promise.all(all.map(examine));
+  const join = (what: keyof Health) => [...new Set(found.flatMap((each) => each[what]))];
+  return { reasons: join('reasons'), warnings: join('warnings') };
+}
+
 async function start(undo: Undo[]): Promise<void> {
   const config = readConfig(process.env);
   const policy = readPolicy(config.policyFile);
@@ -244,38 +263,31 @@ async function start(undo: Undo[]): Promise<void> {
   const home = openHome(config.home);
   undo.push(() => home.release());
   const database = await openDatabase(config, undo);
-  await migrateAll(database, log);
-  if (!database.embedded && roleOf(database.url) === roleOf(database.ownerUrl)) {
-    if (config.production)
-      throw new StartupError(
-        'In production DATABASE_OWNER_URL must name another role: the service must not own its audit log.',
-      );
-    log.warn('The service connects as the owner of its audit log. Set DATABASE_OWNER_URL to another role.');
-  }
-  const { role, families } = config;
+  await migrateAll(config, database, log);
+  await checkLogins(config, database, log);
+  const { role, families, targets } = config;
   const keeper = await openRootKeys(config, home, log);
-  const { rootKeys } = keeper;
-  const { vault, session } = keeper;
-  const secrets = config.sources;
+  const { rootKeys, vault, session } = keeper;
   const atVault = vault !== undefined && session !== undefined && { vault: { vault, session } };
-  const sources = openSources({ secrets, ...atVault });
-  const own = database.readerUrl === undefined ? [] : [[undefined, database.readerUrl] as const];
-  const readers = new Map<string | undefined, string>([...own, ...config.readers]);
-  const parts = { databaseUrl: database.url, targets: config.targets, readers, sources, rootKeys, policy, log, role };
-  const service = await openService({ ...parts, ...(families !== undefined && { families }) });
-  undo.push(() => service.close());
-  undo.push(watchRights(config, keeper, service));
+  const sources = openSources({ secrets: config.sources, ...atVault });
+  const { rows, readers } = database;
+  const parts = { targets, rows, readers, sources, rootKeys, policy, log, ...(families !== undefined && { families }) };
+  const services = await openServices(config, database, parts, undo);
+  undo.push(watchRights(config, keeper, services.all[0]));
   const metrics = createMetrics();
-  const inside = await startInside(service, metrics, config, undo);
-  const url = role === 'worker' ? undefined : await startHttp(service, metrics, config, undo);
+  const inside = await startInside(services, metrics, config, undo);
+  const url = services.api && (await startHttp(services, services.api, metrics, config, undo));
   const listening = { ...inside, ...(url !== undefined && { url }) };
   if (role === 'worker') setPriority(workerNiceness); // nobody waits for it as an agent waits for an answer
-  if (role !== 'api') await startJobs(service, database.url, undo);
-  const watch = watchPolicy(config.policyFile, policy.version, (next) => adoptPolicy(service, next), log);
+  if (services.worker !== undefined) await startJobs(services.worker, database.workerUrl, undo);
+  const adopt = async (next: Policy) => {
+    for (const each of services.all) await adoptPolicy(each, next);
+  };
+  const watch = watchPolicy(config.policyFile, policy.version, adopt, log);
   undo.push(() => watch.stop());
   writeRuntime(home, listening, database, undo);
-  const ready = url !== undefined && (await examine(service)).reasons.length === 0;
-  const examples = ready && (await writeExamples(encryptAs(service), home.path));
+  const ready = services.api !== undefined && (await examineAll(services)).reasons.length === 0;
+  const examples = ready && (await writeExamples(encryptAs(services.api), home.path));
   process.stdout.write(greet({ ...listening, config, embedded: database.embedded, examples }));
 }
 

@@ -4,30 +4,38 @@
  */
 import { randomUUID } from 'node:crypto';
 import type { Logger } from 'pino';
+import { ask, toError, type Answer, type AskedCall } from './asked/ask.ts';
+import { askedChannel } from './asked/store.ts';
+import { startTaking, type Taker } from './asked/take.ts';
 import { AuditLog } from './audit/log.ts';
-import { startSequencer, type Sequencer } from './audit/sequencer.ts';
-import { waitOutIntake } from './audit/store.ts';
+import { startSequencer } from './audit/sequencer.ts';
+import { unfoldChannel, waitOutIntake } from './audit/store.ts';
 import { openPool, transaction, type Pool } from './db.ts';
-import { describeError } from './errors.ts';
+import { describeError, FieldkeepError } from './errors.ts';
 import { ensureFamilies } from './keys/families.ts';
 import { insertInstance } from './keys/instance-store.ts';
-import { startHeartbeat } from './keys/instances.ts';
+import { canaryTenant, startHeartbeat } from './keys/instances.ts';
 import { watchKeeper, type KeeperWatch } from './keys/keeper-watch.ts';
 import { Keyring } from './keys/keyring.ts';
 import { listMirrorWarnings, listTargets, mustBeNew } from './keys/mirror.ts';
 import { MirrorKeeper } from './keys/mirror-keeper.ts';
 import type { RootKeys } from './keys/root-keys.ts';
 import { raiseEpoch, type Wanted } from './keys/store.ts';
-import { findClosed } from './keys/version.ts';
+import { auditFamily, findClosed } from './keys/version.ts';
 import { watchKeyState } from './keys/watch.ts';
 import type { Policy } from './policy/policy.ts';
-import { loadCatalog, type Catalog } from './targets/catalog.ts';
+import { loadCatalog, loadPublished, type Catalog } from './targets/catalog.ts';
 import { Counts } from './rotation/counts.ts';
 import { openSources, type Sources } from './rotation/sources.ts';
-import { openReaders, openTargets, type Readers, type Targets } from './targets/targets.ts';
+import { NewTenants } from './keys/new-tenants.ts';
+import { noTargets, openReaders, openTargets, type Readers, type TargetName, type Targets } from './targets/targets.ts';
+
+/** What a service does: answers agents, or works on keys, runs and rows; a service in a test does both. */
+export type ServiceRole = 'api' | 'worker' | 'all';
 
 export interface Service {
-  /** This process, in heartbeats, leases and the audit stream. */
+  readonly role: ServiceRole;
+  /** This service, in heartbeats, leases and the audit stream. */
   readonly instanceId: string;
   readonly log: Logger;
   /** Short statements of requests and timers. */
@@ -45,7 +53,6 @@ export interface Service {
   readonly keeper: KeeperWatch;
   readonly keyring: Keyring;
   readonly audit: AuditLog;
-  readonly sequencer: Sequencer;
   /** The policy in force; replaced as a whole by `adoptPolicy`. */
   policy: Policy;
   /** What the registered tables look like in the database. */
@@ -71,12 +78,18 @@ export interface ServiceOptions {
   readonly log: Logger;
   /** The customer's databases of their own, by the name that the policy has for them. */
   readonly targets?: ReadonlyMap<string, string>;
+  /** Logins for rows alone, by the name of the database; undefined names our own. */
+  readonly rows?: ReadonlyMap<TargetName, string>;
   /** What others have sealed with; absent, nothing of that kind opens. */
   readonly sources?: Sources;
   /** Roles that only read, by the name of the database; undefined names our own. */
   readonly readers?: ReadonlyMap<string | undefined, string>;
-  /** `api` makes no keys and asks a worker for them; the others may. */
-  readonly role?: 'api' | 'worker' | 'all';
+  /** `api` makes no keys, is connected to no target and asks a worker for what needs either. */
+  readonly role?: ServiceRole;
+  /** Does what an api process asks, as operations do it; absent: only keys are made. */
+  readonly operate?: (service: Service, call: AskedCall) => Promise<Answer>;
+  /** False where somebody else closes `rootKeys`. */
+  readonly ownsRootKeys?: boolean;
   /** The classes that this process serves, where not all. */
   readonly families?: readonly string[];
   /** The clock of the key cache, milliseconds that only go forward; tests put their own here. */
@@ -88,15 +101,16 @@ export interface ServiceOptions {
  * is away: then they are made when it is back.
  */
 export async function openService(options: ServiceOptions): Promise<Service> {
-  const { databaseUrl, rootKeys, policy, log, families } = options;
-  const makes = options.role !== 'api';
+  const { databaseUrl, rootKeys, policy, log, families, role = 'all' } = options;
+  const isWorker = role !== 'api';
   const instanceId = randomUUID();
   const warn = (what: string) => (error: unknown) => log.warn({ error: describeError(error) }, what);
-  const pool = openPool(databaseUrl, { max: 10, name: 'api' });
-  const targets = openTargets(databaseUrl, options.targets);
+  const pool = openPool(databaseUrl, { max: 10, name: role });
+  const targets = isWorker ? openTargets(databaseUrl, options.targets, { rows: options.rows }) : noTargets;
   const readers = openReaders(options.readers ?? new Map());
   const keyring = await Keyring.open({
-    ...{ pool, rootKeys, makes, findTarget: (name) => targets.find(name) },
+    ...{ pool, rootKeys, findTarget: (name) => targets.find(name) },
+    ...(!isWorker && { askForKey: (wanted: Wanted, waitMs: number) => askForKey(service, wanted, waitMs) }),
     onError: warn('A data key could not be used or refreshed.'),
     ...(families !== undefined && { families }),
     ...(options.now !== undefined && { now: options.now }),
@@ -106,16 +120,20 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     instanceId,
     onError: warn('A group of audit entries is being sent again.'),
   });
-  const sequencer = startSequencer(pool, warn('Audit entries could not be put in order; trying again.'));
+  const sequencer = isWorker
+    ? startSequencer(pool, warn('Audit entries could not be put in order; trying again.'))
+    : undefined;
   const beating = { pool, keyring, id: instanceId, families: families ?? null };
   const heartbeat = startHeartbeat({ ...beating, onError: warn('A heartbeat failed.') });
   const keeper = await watchKeeper(rootKeys, log);
-  const catalog = await loadCatalog(targets, policy.columns);
+  const catalog = await lookAtTables({ role, pool, targets }, policy);
+  let wakeTaker = (): void => undefined;
   const watch = watchKeyState(databaseUrl, warn('The notice channel of key state was lost; connecting again.'), {
     onChange: () => keyring.refresh().then(heartbeat.beat),
-    ...(makes && { onWanted: (wanted: Wanted) => makeWanted(service, wanted) }),
+    ...(isWorker && { others: { [askedChannel]: () => wakeTaker(), [unfoldChannel]: () => sequencer?.wake() } }),
   });
   const service: Service = {
+    role,
     instanceId,
     log,
     pool,
@@ -127,7 +145,6 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     keeper,
     keyring,
     audit,
-    sequencer,
     policy,
     catalog,
     wake: () => undefined,
@@ -135,36 +152,67 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     async close() {
       stopLooking();
       stopMaking();
+      await taker?.stop();
       keeper.stop();
       await watch.stop();
       await heartbeat.stop();
       await audit.close();
-      await sequencer.stop();
+      await sequencer?.stop();
       keyring.close();
       await targets.close();
       await readers.close();
       await pool.end();
-      rootKeys.close();
+      if (options.ownsRootKeys !== false) rootKeys.close();
     },
   };
   // Before any key is made: an older database, or a new one, must not make others under names that a mirror knows.
-  if (makes) await new MirrorKeeper(warn('A mirror of wrapped keys could not be looked at.')).look(service);
-  const stopMaking = makes ? await keepFamilies(service) : () => undefined;
+  if (isWorker) await new MirrorKeeper(warn('A mirror of wrapped keys could not be looked at.')).look(service);
+  const stopMaking = isWorker ? await keepFamilies(service) : () => undefined;
+  const newTenants = new NewTenants();
+  const perform = async (call: AskedCall): Promise<Answer> => {
+    if (call.name === makeKeyCall) return await makeWanted(service, newTenants, call.content as Wanted);
+    if (options.operate !== undefined) return await options.operate(service, call);
+    throw new FieldkeepError('internal', 'This worker takes no calls.');
+  };
+  const taker: Taker | undefined = isWorker
+    ? startTaking(service, perform, warn('A call that an api process asked could not be taken; trying again.'))
+    : undefined;
+  wakeTaker = () => taker?.wake();
   const stopLooking = keepCatalog(service, warn('The registered tables could not be looked at.'));
   return service;
 }
 
-/** Makes a data key that another process asked for. */
-async function makeWanted(service: Service, { tenant, family, version, target }: Wanted): Promise<void> {
-  const { keyring, targets, policy } = service;
+/** What the call is named that asks for a data key. */
+const makeKeyCall = 'makeKey';
+
+/** Errors: what keeps the worker from it, `keys_not_ready` when no worker took it. */
+async function askForKey(service: Service, wanted: Wanted, waitMs: number): Promise<void> {
+  const answer = await ask(service, { id: randomUUID(), name: makeKeyCall, content: wanted, waitMs });
+  if (answer?.error !== undefined) throw toError(answer.error);
+  if (answer === undefined) {
+    throw new FieldkeepError('keys_not_ready', `No worker made the data key of family ${wanted.family} in time.`, {
+      retryAfterSeconds: 2,
+    });
+  }
+}
+
+/** Makes a data key that an api process was asked for, by a call of a principal of that tenant. */
+async function makeWanted(
+  service: Service,
+  newTenants: NewTenants,
+  { tenant, family, version, target }: Wanted,
+): Promise<Answer> {
+  const { keyring, targets, policy, pool } = service;
   const find = () => keyring.state.families.get(family)?.versions.get(version);
   if (find() === undefined) await keyring.refresh();
   const state = find()?.state;
-  if (state !== 'active' && state !== 'pending') return;
+  if (state !== 'active' && state !== 'pending') return {};
+  await newTenants.admit(pool, tenant);
   // A mirror is written by a worker that is connected to it, and only where the policy has a column.
   const isOurs = target !== undefined && targets.find(target) !== undefined;
   const mirror = isOurs && listTargets(policy).get(target)?.includes(family) === true ? target : undefined;
   await keyring.getOrMake(tenant, family, version, mirror);
+  return {};
 }
 
 /** Makes the families that the policy names and the database lacks: now, and whenever there are some. Answers how to stop. */
@@ -177,6 +225,7 @@ async function keepFamilies(service: Service): Promise<() => void> {
       if (keyring.state.families.size === 0) await mustBeNew((target) => targets.find(target), policy);
       const made = await ensureFamilies(pool, rootKeys, policy, keyring.state);
       if (made.length > 0) await keyring.refresh();
+      await makeCallKey(keyring);
     } catch (error) {
       const description = describeError(error);
       const text = JSON.stringify(description);
@@ -192,14 +241,32 @@ async function keepFamilies(service: Service): Promise<() => void> {
   return () => clearInterval(timer);
 }
 
-/** Looks at the registered tables again every now and then. Answers how to stop. */
+/** The key that calls to workers are sealed with, of the tenant that owns canaries (asked/ask.ts). */
+async function makeCallKey(keyring: Keyring): Promise<void> {
+  const version = keyring.state.families.get(auditFamily)?.active;
+  if (version !== undefined) await keyring.getOrMake(canaryTenant, auditFamily, version);
+}
+
+/** The registered tables: as they are, where this process is connected to them, else as workers have seen them. */
+function lookAtTables(
+  { role, pool, targets }: Pick<Service, 'role' | 'pool' | 'targets'>,
+  { columns }: Policy,
+): Promise<Catalog> {
+  return role === 'api' ? loadPublished(pool, columns) : loadCatalog(targets, columns);
+}
+
+/** Looks at the registered tables again every now and then, soon where some were not seen yet. Answers how to stop. */
 function keepCatalog(service: Service, onError: (error: unknown) => void): () => void {
+  let lookedAt = performance.now();
   const look = async () => {
-    const { policy } = service;
-    const catalog = await loadCatalog(service.targets, policy.columns);
-    if (service.policy === policy) service.catalog = catalog;
+    const { policy, catalog } = service;
+    const isWaiting = service.role === 'api' && policy.columns.some(({ address }) => !catalog.keyTypes.has(address));
+    if (!isWaiting && performance.now() - lookedAt < catalogEveryMs) return;
+    lookedAt = performance.now();
+    const seen = await lookAtTables(service, policy);
+    if (service.policy === policy) service.catalog = seen;
   };
-  const timer = setInterval(() => void look().catch(onError), catalogEveryMs);
+  const timer = setInterval(() => void look().catch(onError), familiesEveryMs);
   return () => clearInterval(timer);
 }
 
@@ -209,7 +276,7 @@ function keepCatalog(service: Service, onError: (error: unknown) => void): () =>
  * right that was taken away must go while that is away, too; the keys of a new class come when it is back.
  */
 export async function adoptPolicy(service: Service, policy: Policy): Promise<void> {
-  const catalog = await loadCatalog(service.targets, policy.columns);
+  const catalog = await lookAtTables(service, policy);
   service.policy = policy;
   service.catalog = catalog;
   await transaction(service.pool, raiseEpoch);

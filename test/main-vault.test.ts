@@ -53,7 +53,9 @@ describeVault(
         env: {
           ...process.env,
           ...{ FIELDKEEP_HOME: home, PORT: '0', NODE_ENV: 'production', VAULT_TOKEN: '' },
-          ...{ DATABASE_URL: database.serviceUrl, DATABASE_OWNER_URL: database.ownerUrl },
+          ...(env['ROLE'] === 'api'
+            ? { DATABASE_URL: database.apiUrl }
+            : { DATABASE_URL: database.workerUrl, DATABASE_OWNER_URL: database.ownerUrl }),
           ...{ VAULT_ADDR: server.address, VAULT_CACERT: join(folder, 'vault-ca.pem') },
           ...env,
         },

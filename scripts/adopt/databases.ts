@@ -9,13 +9,14 @@ import { findService } from '../support.ts';
 export interface Place {
   /** Connects as the owner where the environment knows how, else as the worker. */
   readonly url: string;
-  /** Whom workers connect as, where that is known. */
-  readonly workerRole: string | undefined;
+  /** Whom workers connect as for rows, where that is known. */
+  readonly rowsRole: string | undefined;
 }
 
 /** Errors: StartupError when nothing says where the database is. */
 export function findPlace({ database }: Pick<RegisteredColumn, 'database'>, variables: NodeJS.ProcessEnv): Place {
-  const { targets, targetOwners, databaseUrl, databaseOwnerUrl } = readConfig(variables);
+  const { targets, targetOwners, rows, databaseUrl, databaseOwnerUrl } = readConfig(variables);
+  const rowsUrl = rows.get(database) ?? (database === undefined ? undefined : targets.get(database));
   if (database === undefined) {
     const service = databaseUrl === undefined ? findService() : undefined;
     const url = databaseOwnerUrl ?? databaseUrl ?? service?.databaseUrl;
@@ -24,14 +25,13 @@ export function findPlace({ database }: Pick<RegisteredColumn, 'database'>, vari
         'DATABASE_URL says which database; without it a service with embedded Postgres must be running.',
       );
     }
-    return { url, workerRole: databaseUrl === undefined ? undefined : roleOf(databaseUrl) };
+    return { url, rowsRole: rowsUrl === undefined ? undefined : roleOf(rowsUrl) };
   }
-  const worker = targets.get(database);
-  const url = targetOwners.get(database) ?? worker;
+  const url = targetOwners.get(database) ?? targets.get(database);
   if (url === undefined) {
     throw new StartupError(
       `${variableOf(database, '_OWNER')} or ${variableOf(database)} says where target ${database} is.`,
     );
   }
-  return { url, workerRole: worker === undefined ? undefined : roleOf(worker) };
+  return { url, rowsRole: rowsUrl === undefined ? undefined : roleOf(rowsUrl) };
 }

@@ -56,9 +56,13 @@ export function getColumn({ columns }: Policy, name: string): RegisteredColumn {
 
 /** Looks at the live table. Errors: StartupError when its database is unknown or away. */
 export async function plan(policy: Policy, column: RegisteredColumn, exact: boolean): Promise<Planned> {
-  const { url, workerRole } = findPlace(column, process.env);
+  const { url, rowsRole } = findPlace(column, process.env);
   const findings = await withPool(url, exact ? exactMs : usualMs, async (pool) =>
-    planAdoption(column, policy.classes.get(column.class)!, await inspectColumn(pool, column, { exact, workerRole })),
+    planAdoption(
+      column,
+      policy.classes.get(column.class)!,
+      await inspectColumn(pool, column, { exact, workerRole: rowsRole }),
+    ),
   );
   return { table: column.address, column: column.column, findings };
 }
@@ -90,11 +94,11 @@ export async function printSql(
   if (refusal !== undefined) throw new StartupError(refusal);
   if (to === registered.column) throw new StartupError('In place there is nothing to prepare.');
   const column = to === undefined ? registered : { ...registered, from: to };
-  const { url, workerRole } = findPlace(column, process.env);
+  const { url, rowsRole } = findPlace(column, process.env);
   const table = await withPool(url, usualMs, (pool) => findTable(pool, column.schema, column.name));
   if (table === undefined) throw new StartupError(`There is no table ${column.address}, or it cannot be seen.`);
   if (after === 'finish') return formatFinish(column, table);
   if (after === 'undo') return formatUndo(column, table);
-  const destination = to === undefined || to === registered.from ? '' : formatDestination(column, to, workerRole);
+  const destination = to === undefined || to === registered.from ? '' : formatDestination(column, to, rowsRole);
   return [destination, formatPreparation(column, table)].filter((each) => each !== '').join('\n');
 }

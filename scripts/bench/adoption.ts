@@ -25,10 +25,10 @@ const pageRows = 10_000;
 const seconds = (ms: number) => ms / 1000;
 
 /** The limit: the same reads and writes, of texts as long as envelopes and tokens are. */
-async function measureRaw({ owner, serviceUrl }: BenchDatabase, policyText: string, rows: number): Promise<number> {
-  await makeTable(owner, 'raw', rows, roleOf(serviceUrl));
+async function measureRaw({ owner, rowsUrl }: BenchDatabase, policyText: string, rows: number): Promise<number> {
+  await makeTable(owner, 'raw', rows, roleOf(rowsUrl));
   const policy = parsePolicy(policyText.replaceAll('"app.people"', '"app.raw"'));
-  const targets = { find: () => owner, close: () => Promise.resolve() };
+  const targets = { find: () => owner, findRows: () => owner, close: () => Promise.resolve() };
   const table = (await loadCatalog(targets, policy.columns)).tables.get('app.raw')!;
   const read = ['salary_enc', 'ssn_enc', 'ssn_eq', 'salary', 'ssn'];
   const [salary, ssn, token] = [`fe1.salary.1.${'A'.repeat(107)}`, `fe1.ssn.1.${'A'.repeat(107)}`, 'b1.AAA'];
@@ -154,7 +154,7 @@ export async function benchAdoption({ rows, concurrency }: BenchOptions): Promis
     say('the limit is measured on a table of its own');
     const raw = await measureRaw(database, policyText, Math.min(rows, rawRowsMax));
     say(`${rows.toLocaleString('en-US')} rows are filled`);
-    await makeTable(database.owner, 'people', rows, roleOf(database.serviceUrl));
+    await makeTable(database.owner, 'people', rows, roleOf(database.workerUrl));
     const policy = join(database.home, 'keys-policy.json');
     await writeFile(policy, policyText);
     const { api, hasVault } = await startProcesses(database, policy, 1, undo);

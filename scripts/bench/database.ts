@@ -2,14 +2,17 @@
 import { chmodSync, mkdtempSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { migrate, openPool, roleOf, type Pool } from '../../src/db.ts';
+import { openPool, type Pool } from '../../src/db.ts';
 import { startPostgres } from '../../src/embedded/postgres.ts';
+import { migrate } from '../../src/migrate.ts';
 import { atExit, removeFolder } from './ending.ts';
 
 export interface BenchDatabase {
   readonly home: string;
   readonly ownerUrl: string;
-  readonly serviceUrl: string;
+  readonly apiUrl: string;
+  readonly workerUrl: string;
+  readonly rowsUrl: string;
   /** As the table's owner: fills tables, and does what is measured beside the engine. */
   readonly owner: Pool;
   close(): Promise<void>;
@@ -23,13 +26,15 @@ export async function openDatabase(): Promise<BenchDatabase> {
   chmodSync(home, 0o711); // as root, Postgres runs as another user below it
   const postgres = await startPostgres({ home });
   const forgetServer = atExit(() => process.kill(postgres.pid, 'SIGQUIT'));
-  const { ownerUrl, serviceUrl } = postgres;
-  await migrate(ownerUrl, roleOf(serviceUrl), () => undefined);
+  const { ownerUrl, apiUrl, workerUrl, rowsUrl } = postgres;
+  await migrate(ownerUrl, {}, () => undefined);
   const owner = openPool(ownerUrl, { max: ownerConnections, name: 'bench', statementTimeoutMs: 600_000 });
   return {
     home,
     ownerUrl,
-    serviceUrl,
+    apiUrl,
+    workerUrl,
+    rowsUrl,
     owner,
     async close() {
       await owner.end();

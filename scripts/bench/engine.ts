@@ -46,16 +46,16 @@ function withConcurrency(policy: Policy, concurrency: number): Policy {
 }
 
 /** A service that does nothing by itself: whoever holds it drives its runs, with so many ranges at once. */
-export async function openEngine({ home, serviceUrl }: BenchDatabase, concurrency: number): Promise<Service> {
+export async function openEngine({ home, workerUrl, rowsUrl }: BenchDatabase, concurrency: number): Promise<Service> {
   const rootKeys = await openEmbeddedRootKeys(join(home, 'root-keys.json'));
   const log = pino({ level: 'warn', base: null });
   const policy = withConcurrency(await readShippedPolicy(), concurrency);
-  return await openService({ databaseUrl: serviceUrl, rootKeys, policy, log });
+  return await openService({ databaseUrl: workerUrl, rows: new Map([[undefined, rowsUrl]]), rootKeys, policy, log });
 }
 
 /** The table of people as the engine sees it. */
 export async function describePeople(db: Pool): Promise<TableShape> {
-  const targets = { find: () => db, close: () => Promise.resolve() };
+  const targets = { find: () => db, findRows: () => db, close: () => Promise.resolve() };
   return (await loadCatalog(targets, (await readShippedPolicy()).columns)).tables.get(address)!;
 }
 

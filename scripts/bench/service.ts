@@ -98,22 +98,27 @@ export interface Processes {
 
 /** With a Vault one that answers agents and others that rotate; embedded root keys serve one process, which does both. */
 export async function startProcesses(
-  { ownerUrl, serviceUrl }: BenchDatabase,
+  { ownerUrl, apiUrl, workerUrl, rowsUrl }: BenchDatabase,
   policy: string,
   workers: number,
   undo: Undo[],
 ): Promise<Processes> {
   const vault = await openBenchVault();
   if (vault !== undefined) undo.push(() => vault.close());
-  const database = { DATABASE_URL: serviceUrl, DATABASE_OWNER_URL: ownerUrl, FIELDKEEP_POLICY: policy };
-  const variables = { ...database, ...(vault?.environment ?? { VAULT_ADDR: '', VAULT_TOKEN: '' }) };
+  const variables = { FIELDKEEP_POLICY: policy, ...(vault?.environment ?? { VAULT_ADDR: '', VAULT_TOKEN: '' }) };
+  const forWorker = { DATABASE_OWNER_URL: ownerUrl, DATABASE_ROWS_URL: rowsUrl };
   const started: ServiceProcess[] = [];
   for (let n = 0; vault !== undefined && n < workers; n += 1) {
-    const worker = await startProcess({ ...variables, ROLE: 'worker' });
+    const worker = await startProcess({ ...variables, ...forWorker, DATABASE_URL: workerUrl, ROLE: 'worker' });
     undo.push(() => worker.stop());
     started.push(worker);
   }
-  const service = await startService({ ...variables, ROLE: vault === undefined ? 'all' : 'api' });
+  const both = { ...forWorker, DATABASE_WORKER_URL: workerUrl, ROLE: 'all' };
+  const service = await startService({
+    ...variables,
+    DATABASE_URL: apiUrl,
+    ...(vault === undefined ? both : { ROLE: 'api' }),
+  });
   undo.push(() => service.stop());
   const api = await openApi(service);
   undo.push(() => api.close());

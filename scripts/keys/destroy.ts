@@ -7,6 +7,7 @@ import { userInfo } from 'node:os';
 import { AuditLog } from '../../src/audit/log.ts';
 import type { Config } from '../../src/config.ts';
 import { openPool, type Pool } from '../../src/db.ts';
+import { findEmbeddedRows } from '../../src/embedded/postgres.ts';
 import { StartupError } from '../../src/errors.ts';
 import { Keyring } from '../../src/keys/keyring.ts';
 import { openVaultRootKeys } from '../../src/keys/vault-open.ts';
@@ -17,7 +18,7 @@ import { findDestruction, type Destruction } from '../../src/retirement/destroy-
 import { openSources } from '../../src/rotation/sources.ts';
 import { openReaders, openTargets } from '../../src/targets/targets.ts';
 import { describeVotes, type Approval } from '../approvals.ts';
-import { findService, mustBeOk, openApi, operator, quote, type Api, type RunningService } from '../support.ts';
+import { findService, home, mustBeOk, openApi, operator, quote, type Api, type RunningService } from '../support.ts';
 import { getDatabaseUrl } from './database.ts';
 
 export interface Asked {
@@ -104,7 +105,8 @@ async function carry(config: Config, asked: Asked): Promise<Destruction> {
 async function carryFurther(config: Config, databaseUrl: string, pool: Pool, id: string): Promise<Destruction> {
   const quiet = { warn: () => undefined, error: () => undefined };
   const { rootKeys } = openVaultRootKeys(config.vault!, quiet);
-  const targets = openTargets(databaseUrl, config.targets, 3_600_000);
+  const rows = config.databaseUrl === undefined ? new Map([[undefined, findEmbeddedRows(home)]]) : config.rows;
+  const targets = openTargets(databaseUrl, config.targets, { rows, statementTimeoutMs: 3_600_000 });
   const readers = openReaders(config.readers);
   const keyring = await Keyring.open({ pool, rootKeys, onError: () => undefined });
   const instanceId = randomUUID();

@@ -126,12 +126,10 @@ export async function waitOutIntake(pool: Pool): Promise<void> {
   }
 }
 
-/** One unfolder at a time, over all instances; false when another is at work. */
+/** One unfolder at a time, over all workers; false when another is at work. */
 async function tryLockUnfolding(tx: Queryable): Promise<boolean> {
-  const { rows } = await tx.query<{ locked: boolean }>(
-    `select pg_try_advisory_xact_lock('fieldkeep.audit_unfolded'::regclass::oid::int, 0) as locked`,
-  );
-  return rows[0]!.locked;
+  const { rowCount } = await tx.query('select from fieldkeep.unfolding for update skip locked');
+  return rowCount === 1;
 }
 
 async function makePartitions(tx: Queryable): Promise<void> {
@@ -236,6 +234,42 @@ export async function unfoldAcknowledged(pool: Pool): Promise<void> {
   }
 }
 
+/** Has workers put entries in order at once. */
+export const unfoldChannel = 'fieldkeep_unfold';
+const waitUnfoldedMaxMs = 5_000;
+const waitUnfoldedPollMs = 10;
+
+/**
+ * For a process that does not unfold: waits until workers have made entries of whatever was acknowledged before the call.
+ * Errors: `database_unavailable` after 5 s.
+ */
+export async function waitUnfolded(pool: Pool): Promise<void> {
+  const { rows } = await pool.query<{ stream: string; last: string }>(
+    `select stream, last from (
+       select s.stream, (select i.seq from fieldkeep.audit_intake i where i.stream = s.stream order by i.seq desc limit 1) as last,
+         (select u.seq from fieldkeep.audit_unfolded u where u.stream = s.stream order by u.seq desc limit 1) as done
+       from fieldkeep.audit_streams s) reached
+     where last > coalesce(done, 0)`,
+  );
+  if (rows.length === 0) return;
+  await pool.query(`notify ${unfoldChannel}`);
+  const asked = [rows.map(({ stream }) => stream), rows.map(({ last }) => last)];
+  const deadline = performance.now() + waitUnfoldedMaxMs;
+  for (;;) {
+    const { rows: found } = await pool.query<{ done: boolean }>(
+      `select bool_and(exists (select from fieldkeep.audit_unfolded u where u.stream = a.stream and u.seq = a.last)) as done
+       from unnest($1::bigint[], $2::bigint[]) a (stream, last)`,
+      asked,
+    );
+    if (found[0]!.done) return;
+    if (performance.now() > deadline) {
+      const detail = 'The newest audit entries are not in order yet: a process with ROLE=worker puts them there.';
+      throw new FieldkeepError('database_unavailable', detail, { retryAfterSeconds: 1 });
+    }
+    await sleep(waitUnfoldedPollMs);
+  }
+}
+
 /** All optional, all must hold. For a batch, one of its items having the value suffices. */
 export interface EntryFilter {
   readonly tenant?: string;
@@ -285,14 +319,21 @@ const conditions: Readonly<Record<Exclude<keyof EntryFilter, keyof typeof finder
 };
 
 /**
- * A page of entries, newest first, `limit` at most; whatever was acknowledged before the call is considered.
+ * A page of entries, newest first, `limit` at most; whatever was acknowledged before the call is considered, which is what
+ * `inOrder` sees to: a process that may not unfold waits for those that do.
  * `cursor` is the nextCursor of the page before. Errors: `request_invalid` for any other cursor.
  */
-export async function findEntries(pool: Pool, filter: EntryFilter, limit: number, cursor?: string): Promise<EntryPage> {
+export async function findEntries(
+  pool: Pool,
+  filter: EntryFilter,
+  limit: number,
+  cursor?: string,
+  inOrder: (pool: Pool) => Promise<void> = unfoldAcknowledged,
+): Promise<EntryPage> {
   if (cursor !== undefined && !/^[0-9]{1,15}$/.test(cursor)) {
     throw new FieldkeepError('request_invalid', 'The cursor is not one that a page ended with.');
   }
-  await unfoldAcknowledged(pool);
+  await inOrder(pool);
   const values: (string | number)[] = [limit + 1];
   const apply = <N extends keyof EntryFilter>(by: Record<N, (n: number) => string>): string[] =>
     (Object.keys(by) as N[]).flatMap((name) => {

@@ -21,14 +21,16 @@ import {
 import { createServer } from 'node:net';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { connect } from '../db.ts';
+import { connect, type Client } from '../db.ts';
 import { StartupError } from '../errors.ts';
+import { duties } from '../migrate.ts';
 import { isRunning, writePrivate } from './home.ts';
 import { placePostgres, type Place } from './postgres-place.ts';
 
 const ownerRole = 'fieldkeep_owner';
-export const serviceRole = 'fieldkeep_service';
 export const readerRole = 'fieldkeep_reader';
+/** Of releases before each duty had a login of its own. */
+const formerRole = 'fieldkeep_service';
 const database = 'fieldkeep';
 const readyWithinMs = 30_000;
 const stopWithinMs = 20_000;
@@ -38,10 +40,12 @@ const leftoversWithinMs = 10_000;
 interface Secrets {
   readonly id: string;
   readonly port: number;
-  readonly ownerPassword: string;
-  readonly servicePassword: string;
-  readonly readerPassword: string;
+  /** By role, without `fieldkeep_`. */
+  readonly passwords: Readonly<Record<Login, string>>;
 }
+
+const logins = ['owner', ...duties, 'reader'] as const;
+type Login = (typeof logins)[number];
 
 interface Running {
   readonly pid: number;
@@ -50,7 +54,9 @@ interface Running {
 
 export interface EmbeddedPostgres {
   readonly ownerUrl: string;
-  readonly serviceUrl: string;
+  readonly apiUrl: string;
+  readonly workerUrl: string;
+  readonly rowsUrl: string;
   /** Of a role that reads every table and changes none. */
   readonly readerUrl: string;
   readonly pid: number;
@@ -64,25 +70,28 @@ export interface PostgresOptions {
   readonly settings?: Readonly<Record<string, string>>;
 }
 
-function urlOf(role: string, password: string, port: number, name = database): string {
-  return `postgresql://${role}:${password}@127.0.0.1:${port}/${name}`;
+function urlOf(login: Login, { passwords }: Secrets, port: number, name = database): string {
+  return `postgresql://fieldkeep_${login}:${passwords[login]}@127.0.0.1:${port}/${name}`;
 }
 
+/** As earlier releases wrote the file: a password a member, and not one for every role. */
+type Kept = Pick<Secrets, 'id' | 'port'> & {
+  readonly passwords?: Partial<Secrets['passwords']>;
+  readonly ownerPassword?: string;
+  readonly readerPassword?: string;
+};
+
 function readSecrets(file: string): Secrets {
-  const secret = () => randomBytes(24).toString('base64url');
-  if (existsSync(file)) {
-    const kept = JSON.parse(readFileSync(file, 'utf8')) as Omit<Secrets, 'readerPassword'> & Partial<Secrets>;
-    if (kept.readerPassword !== undefined) return { ...kept, readerPassword: kept.readerPassword };
-    const completed = { ...kept, readerPassword: secret() }; // it was made before there was a reader
-    writePrivate(file, JSON.stringify(completed));
-    return completed;
-  }
-  if (existsSync(join(dirname(file), 'postgres', 'data'))) {
+  if (!existsSync(file) && existsSync(join(dirname(file), 'postgres', 'data'))) {
     throw new StartupError(`${file} is missing, and with it the passwords of the database beside it. Restore it.`);
   }
-  const passwords = { ownerPassword: secret(), servicePassword: secret(), readerPassword: secret() };
-  const secrets = { id: randomUUID(), port: 0, ...passwords };
-  writePrivate(file, JSON.stringify(secrets));
+  const text = existsSync(file) ? readFileSync(file, 'utf8') : undefined;
+  const kept: Kept = text === undefined ? { id: randomUUID(), port: 0 } : (JSON.parse(text) as Kept);
+  const known = { owner: kept.ownerPassword, reader: kept.readerPassword, ...kept.passwords };
+  const made = () => randomBytes(24).toString('base64url');
+  const passwords = Object.fromEntries(logins.map((login) => [login, known[login] ?? made()]));
+  const secrets = { id: kept.id, port: kept.port, passwords: passwords as Secrets['passwords'] };
+  if (JSON.stringify(secrets) !== text) writePrivate(file, JSON.stringify(secrets));
   return secrets;
 }
 
@@ -112,7 +121,7 @@ async function initialise(place: Place, secrets: Secrets, { settings }: Postgres
   rmSync(place.data, { recursive: true, force: true });
   mkdirSync(fresh, { mode: 0o700 });
   const passwordFile = `${fresh}.pw`;
-  writeFileSync(passwordFile, secrets.ownerPassword, { mode: 0o600 });
+  writeFileSync(passwordFile, secrets.passwords.owner, { mode: 0o600 });
   if (place.user !== undefined)
     for (const path of [fresh, passwordFile]) chownSync(path, place.user.uid, place.user.gid);
   const args = ['-D', fresh, '-U', ownerRole, '-A', 'scram-sha-256', `--pwfile=${passwordFile}`, '-E', 'UTF8'];
@@ -139,7 +148,7 @@ async function findRunning(place: Place, secrets: Secrets): Promise<Running | un
   const port = Number(lines[3]);
   const isOurs = () => isRunning(pid) && isServerOf(pid, place);
   for (let n = 0; n < 50 && isOurs(); n += 1) {
-    if (await answers(urlOf(ownerRole, secrets.ownerPassword, port, 'postgres'))) return { pid, port };
+    if (await answers(urlOf('owner', secrets, port, 'postgres'))) return { pid, port };
     await sleep(200); // starting up, or shutting down
   }
   if (isOurs()) {
@@ -231,31 +240,47 @@ async function tryLaunch(place: Place, secrets: Secrets, options: PostgresOption
   child.once('error', () => (ended = true)).once('exit', () => (ended = true));
   const started = performance.now();
   while (!ended && performance.now() - started < readyWithinMs) {
-    if (await answers(urlOf(ownerRole, secrets.ownerPassword, port, 'postgres'))) return { pid: child.pid!, port };
+    if (await answers(urlOf('owner', secrets, port, 'postgres'))) return { pid: child.pid!, port };
     await sleep(30);
   }
   if (!ended && child.pid !== undefined) process.kill(child.pid, 'SIGQUIT');
   return undefined;
 }
 
+async function hasRow(client: Client, sql: string, value: string): Promise<boolean> {
+  return (await client.query(sql, [value])).rowCount !== 0;
+}
+
 /** The roles and the database, made once. */
 async function prepare(secrets: Secrets, port: number): Promise<void> {
-  const client = await connect(urlOf(ownerRole, secrets.ownerPassword, port, 'postgres'), { name: 'start' });
+  const client = await connect(urlOf('owner', secrets, port, 'postgres'), { name: 'start' });
+  const hasRole = (name: string) => hasRow(client, 'select from pg_roles where rolname = $1', name);
   try {
-    const make = async (role: string, password: string, more: readonly string[]) => {
-      const roles = await client.query('select 1 from pg_roles where rolname = $1', [role]);
-      if (roles.rowCount !== 0) return;
+    for (const login of logins) {
+      const role = `fieldkeep_${login}`;
+      if (await hasRole(role)) continue;
       await client.query(
-        `create role ${role} login password '${password}' nosuperuser nocreatedb nocreaterole; ${more.join('; ')}`,
+        `create role ${role} login password '${secrets.passwords[login]}' nosuperuser nocreatedb nocreaterole`,
       );
-    };
-    await make(serviceRole, secrets.servicePassword, []);
-    await make(readerRole, secrets.readerPassword, [
-      `grant pg_read_all_data to ${readerRole}`,
-      `alter role ${readerRole} set default_transaction_read_only = on`,
-    ]);
-    const databases = await client.query('select 1 from pg_database where datname = $1', [database]);
-    if (databases.rowCount === 0) await client.query(`create database ${database} owner ${ownerRole}`);
+      if (role !== readerRole) continue;
+      await client.query(`grant pg_read_all_data to ${role}`);
+      await client.query(`alter role ${role} set default_transaction_read_only = on`);
+    }
+    const made = await hasRow(client, 'select from pg_database where datname = $1', database);
+    if (!made) await client.query(`create database ${database} owner ${ownerRole}`);
+    const former = 'select from pg_roles where rolname = $1 and rolcanlogin';
+    if (await hasRow(client, former, formerRole)) await closeFormer(urlOf('owner', secrets, port));
+  } finally {
+    await client.end();
+  }
+}
+
+/** The one login of earlier releases, which had every duty's rights, keeps none. */
+async function closeFormer(ownerUrl: string): Promise<void> {
+  const client = await connect(ownerUrl, { name: 'start' });
+  try {
+    await client.query(`drop owned by ${formerRole}`);
+    await client.query(`alter role ${formerRole} nologin password null`);
   } finally {
     await client.end();
   }
@@ -282,9 +307,17 @@ export async function startPostgres(options: PostgresOptions): Promise<EmbeddedP
   await prepare(secrets, port);
   return {
     pid,
-    ownerUrl: urlOf(ownerRole, secrets.ownerPassword, port),
-    serviceUrl: urlOf(serviceRole, secrets.servicePassword, port),
-    readerUrl: urlOf(readerRole, secrets.readerPassword, port),
+    ownerUrl: urlOf('owner', secrets, port),
+    apiUrl: urlOf('api', secrets, port),
+    workerUrl: urlOf('worker', secrets, port),
+    rowsUrl: urlOf('rows', secrets, port),
+    readerUrl: urlOf('reader', secrets, port),
     stop: () => stopServer(pid),
   };
+}
+
+/** The URL of the login for rows of the server on this state folder, for commands beside a running service. */
+export function findEmbeddedRows(home: string): string {
+  const secrets = readSecrets(join(home, 'postgres.json'));
+  return urlOf('rows', secrets, secrets.port);
 }

@@ -12,18 +12,16 @@
  * A key that seals for a column in a target is committed in that target's mirror before (mirror.ts): a key at hand
  * remembers in which mirrors it is.
  *
- * A process that faces agents holds no right to make keys and is connected to no target: it asks a worker, through the
- * database, and waits 2 s.
+ * A process that faces agents holds no right to make keys and is connected to no target: it asks a worker and waits 2 s.
  */
 import { timingSafeEqual } from 'node:crypto';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { encodeWrapContext } from '../crypto/context.ts';
 import { DataKey } from '../crypto/data-key.ts';
 import { toUnavailable, type Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { mirrorKey, mustBeKnown, type FindTarget } from './mirror.ts';
 import { RootKeyError, type RootKeys } from './root-keys.ts';
-import { findDataKey, insertDataKey, loadKeyState, notifyWanted, type KeyName } from './store.ts';
+import { findDataKey, insertDataKey, loadKeyState, type KeyName, type Wanted } from './store.ts';
 import { auditFamily, type KeyState, type KeyVersion } from './version.ts';
 
 export const lifetimeMs = 300_000;
@@ -34,7 +32,6 @@ const idleMs = 60_000;
 const absentMs = 2_000;
 const workerMaxMs = 2_000;
 const mirrorMaxMs = 2_000;
-const workerPollMs = 25;
 const cachedKeysMax = 20_000;
 
 interface Cached {
@@ -55,8 +52,8 @@ interface Negative {
 interface KeyringOptions {
   readonly pool: Pool;
   readonly rootKeys: RootKeys;
-  /** Whether this process may make data keys itself. */
-  readonly makes?: boolean;
+  /** Has a worker make a data key, or mirror it, and resolves when that was done; absent: this process makes keys itself. */
+  readonly askForKey?: (wanted: Wanted, waitMs: number) => Promise<void>;
   /** Targets that this process is connected to, and whose mirrors it may write if it may make keys. */
   readonly findTarget?: FindTarget;
   /** The families that this process serves; all when absent. The internal family is always among them. */
@@ -93,7 +90,7 @@ export class Keyring {
   readonly #rootKeys: RootKeys;
   readonly #onError: (error: unknown) => void;
   readonly #now: () => number;
-  readonly #makes: boolean;
+  readonly #askForKey: KeyringOptions['askForKey'];
   readonly #findTarget: FindTarget;
   readonly #families: ReadonlySet<string> | undefined;
   readonly #cached = new Map<string, Cached>();
@@ -111,7 +108,7 @@ export class Keyring {
     this.#rootKeys = options.rootKeys;
     this.#onError = options.onError;
     this.#now = options.now ?? (() => performance.now());
-    this.#makes = options.makes ?? true;
+    this.#askForKey = options.askForKey;
     this.#findTarget = options.findTarget ?? (() => undefined);
     this.#families = options.families && new Set([...options.families, auditFamily]);
     this.state = state;
@@ -276,7 +273,7 @@ export class Keyring {
     if (known === undefined) {
       throw new FieldkeepError('version_unknown', `Family ${name.family} has no version ${name.version}.`);
     }
-    if (!this.#makes) {
+    if (this.#askForKey !== undefined) {
       const what = `The first data key of family ${name.family} for this tenant has not been made yet`;
       await this.#askWorker(id, name, undefined, what);
       return await this.#fetchNew(id, name);
@@ -312,7 +309,7 @@ export class Keyring {
 
   /** Has the mirror of `target` hold the key; afterwards what is at hand knows it. */
   async #mirror(id: string, name: KeyName, target: string): Promise<void> {
-    const db = this.#makes ? this.#findTarget(target) : undefined;
+    const db = this.#askForKey === undefined ? this.#findTarget(target) : undefined;
     if (db === undefined) {
       const what = `A data key of family ${name.family} is not in the mirror of ${target} yet`;
       await this.#askWorker(`${id}\n${target}`, name, target, what);
@@ -354,20 +351,18 @@ export class Keyring {
       const stored = await findDataKey(this.#pool, name.tenant, name.family, name.version);
       return stored !== undefined && (target === undefined || stored.mirrored.includes(target));
     };
-    const deadline = performance.now() + workerMaxMs;
+    let problem: unknown = new FieldkeepError('keys_not_ready', `${what}: no worker answered.`, {
+      retryAfterSeconds: 2,
+    });
     try {
       if (await isThere()) return;
-      await notifyWanted(this.#pool, { ...name, target });
-      while (performance.now() < deadline) {
-        await sleep(workerPollMs);
-        if (await isThere()) return;
-      }
+      await this.#askForKey?.({ ...name, target }, workerMaxMs).catch((error: unknown) => (problem = error));
+      if (await isThere()) return;
     } catch (error) {
       throw toUnavailable(error);
     }
-    const error = new FieldkeepError('keys_not_ready', `${what}: no worker answered.`, { retryAfterSeconds: 2 });
-    this.#unanswered.set(id, { until: this.#now() + absentMs, error });
-    throw error;
+    if (problem instanceof Error) this.#unanswered.set(id, { until: this.#now() + absentMs, error: problem });
+    throw problem;
   }
 
   #keep(id: string, key: DataKey, mirrored: readonly string[]): void {

@@ -9,9 +9,6 @@ import type { Normalise } from '../crypto/blind-index.ts';
 
 export const epochChannel = 'fieldkeep_epoch';
 
-/** Where processes that may not make data keys ask for one. */
-export const wantedChannel = 'fieldkeep_keys_wanted';
-
 export interface KeyName {
   readonly tenant: string;
   readonly family: string;
@@ -21,26 +18,6 @@ export interface KeyName {
 /** A data key, and the target whose mirror is to hold it, if one is. */
 export interface Wanted extends KeyName {
   readonly target?: string | undefined;
-}
-
-/** Asks the workers for the data key of a name. Nobody may be listening. */
-export async function notifyWanted(db: Queryable, { tenant, family, version, target }: Wanted): Promise<void> {
-  const parts = [tenant, family, version, ...(target === undefined ? [] : [target])];
-  await db.query('select pg_notify($1, $2)', [wantedChannel, JSON.stringify(parts)]);
-}
-
-/** The name in a notice, undefined where it is none: anybody who may connect to the database can send one. */
-export function parseWanted(payload: string): Wanted | undefined {
-  let parts: unknown;
-  try {
-    parts = JSON.parse(payload);
-  } catch {
-    return undefined;
-  }
-  const [tenant, family, version, target] = Array.isArray(parts) ? (parts as unknown[]) : [];
-  if (typeof tenant !== 'string' || typeof family !== 'string' || typeof version !== 'number') return undefined;
-  if (tenant === '') return undefined;
-  return { tenant, family, version, ...(typeof target === 'string' && { target }) };
 }
 
 /** Raises the epoch and tells every instance. Answers the new one. */
@@ -207,6 +184,15 @@ export async function findDataKey(
     values: [tenant, family, version],
   });
   return rows[0];
+}
+
+/** Whether the tenant has a data key of any family. */
+export async function hasDataKey(db: Queryable, tenant: string): Promise<boolean> {
+  const { rows } = await db.query<{ found: boolean }>(
+    'select exists (select from fieldkeep.data_keys where tenant = $1) as found',
+    [tenant],
+  );
+  return rows[0]!.found;
 }
 
 /** Stores a data key unless the name has one already: a name has one key for ever. */

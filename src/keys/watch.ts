@@ -1,24 +1,23 @@
 /**
- * Hears of changes of key state and, in a worker, of data keys that other processes want: LISTEN on a connection of its
- * own. A notice only makes a process learn sooner; what keeps a late process from answering under old state is the epoch
+ * Hears of changes of key state and, in a worker, of calls that other processes ask: LISTEN on a connection of its own. A notice only makes a process learn sooner; what keeps a late process from answering under old state is the epoch
  * that its audit entries commit under.
  */
 import { connect } from '../db.ts';
-import { epochChannel, parseWanted, wantedChannel, type Wanted } from './store.ts';
+import { epochChannel } from './store.ts';
 
 const reconnectAfterMs = 1_000;
 
 interface Listeners {
   /** Called at every change and after every reconnection: something may have been missed. */
   readonly onChange: () => Promise<void>;
-  /** Called for every data key that somebody wants; whoever asked asks again if it does not come. */
-  readonly onWanted?: (wanted: Wanted) => Promise<void>;
+  /** More channels, and what a notice there has done. Anybody may send one, so it only has somebody look. */
+  readonly others?: Readonly<Record<string, () => void>>;
 }
 
 export function watchKeyState(
   databaseUrl: string,
   onError: (error: unknown) => void,
-  { onChange, onWanted }: Listeners,
+  { onChange, others = {} }: Listeners,
 ): { stop: () => Promise<void> } {
   let stopped = false;
   let client: Awaited<ReturnType<typeof connect>> | undefined;
@@ -26,10 +25,9 @@ export function watchKeyState(
 
   const changed = () => void onChange().catch(onError);
 
-  function heard({ channel, payload }: { channel: string; payload?: string | undefined }): void {
-    if (channel === epochChannel) return changed();
-    const name = parseWanted(payload ?? '');
-    if (name !== undefined) void onWanted?.(name).catch(onError);
+  function heard({ channel }: { channel: string }): void {
+    if (channel === epochChannel) changed();
+    else others[channel]?.();
   }
 
   function lost(error: unknown): void {
@@ -46,7 +44,7 @@ export function watchKeyState(
       fresh.once('end', () => lost(new Error('The connection that listens for key state ended.')));
       client = fresh;
       await fresh.query(`listen ${epochChannel}`);
-      if (onWanted !== undefined) await fresh.query(`listen ${wantedChannel}`);
+      for (const channel of Object.keys(others)) await fresh.query(`listen ${channel}`);
       if (stopped) await fresh.end();
       else changed();
     } catch (error) {

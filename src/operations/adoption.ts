@@ -16,7 +16,7 @@ import { countStale } from '../rotation/census.ts';
 import { countMaxMs } from '../rotation/counts.ts';
 import { loadCatalog, type TableShape } from '../targets/catalog.ts';
 import { findRun, insertRun, type NewRun } from '../rotation/store.ts';
-import { databaseOf } from '../targets/targets.ts';
+import { rowsOf } from '../targets/targets.ts';
 import { unadopted, unopened, type ColumnKind, type Stale } from '../rotation/work.ts';
 import type { Service } from '../service.ts';
 import { performCall, type Computed } from './call.ts';
@@ -107,7 +107,7 @@ function checkPlaintextColumn(table: TableShape, source: string, mustTakeNull: b
 
 async function checkTriggers(service: Service, table: TableShape, column: RegisteredColumn, source: string) {
   const command = `npm run adopt -- sql ${nameOf(column)}${source === column.from ? '' : ` --to ${source}`}`;
-  const problem = await findTriggerProblem(databaseOf(service, table), toTriggers(column, source), command);
+  const problem = await findTriggerProblem(rowsOf(service, table), toTriggers(column, source), command);
   if (problem !== undefined) throw conflict(`${nameOf(column)} cannot stand beside ${source}: ${problem}`);
 }
 
@@ -118,7 +118,7 @@ function checkDestination({ policy }: Service, column: RegisteredColumn, to: str
 
 /** Errors: `conflict` when the column itself refuses plaintext. */
 async function checkGuards(service: Service, table: TableShape, { schema, name, column }: RegisteredColumn) {
-  const [guard] = await listGuards(databaseOf(service, table), schema, name, column);
+  const [guard] = await listGuards(rowsOf(service, table), schema, name, column);
   if (guard === undefined) return;
   throw conflict(
     `The guard ${guard} refuses plaintext in ${table.address}.${column}: the table's owner drops it first.`,
@@ -209,7 +209,7 @@ function needsSource(column: RegisteredColumn, source: string | undefined): stri
  * value behind: it seals what has no envelope first, and is blocked by an envelope that has no plaintext.
  */
 async function countNow(service: Service, table: TableShape, stale: readonly Stale[]): Promise<number> {
-  return (await askWithin(databaseOf(service, table), countMaxMs, (db) => countStale(db, table, stale))) ?? 0;
+  return (await askWithin(rowsOf(service, table), countMaxMs, (db) => countStale(db, table, stale))) ?? 0;
 }
 
 export const verifyAdoption: Operation = async (service, call) => {

@@ -2,7 +2,7 @@
  * GET /v1/audit/entries: entries with their index, newest first. Whatever was acknowledged before the question is in
  * the answer. A principal of a tenant sees the entries of that tenant; a filtered answer proves no completeness.
  */
-import { findEntries, type EntryFilter } from '../audit/store.ts';
+import { findEntries, unfoldAcknowledged, waitUnfolded, type EntryFilter } from '../audit/store.ts';
 import { FieldkeepError } from '../errors.ts';
 import { present } from '../present.ts';
 import { performCall } from './call.ts';
@@ -17,7 +17,8 @@ export const listEntries: Operation = (service, call) =>
       throw new FieldkeepError('forbidden', 'A principal of a tenant reads the entries of its own tenant.');
     }
     const own: EntryFilter = present(tenant === undefined ? filter : { ...filter, tenant });
-    const page = await findEntries(service.pool, own, limitOf(call), cursor);
+    const inOrder = service.role === 'api' ? waitUnfolded : unfoldAcknowledged;
+    const page = await findEntries(service.pool, own, limitOf(call), cursor, inOrder);
     const items = page.items.map(({ index, line }) => ({ index, entry: JSON.parse(line) as unknown }));
     return { body: { items, ...(page.nextCursor !== undefined && { nextCursor: page.nextCursor }) } };
   });

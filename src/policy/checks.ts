@@ -151,8 +151,8 @@ function checkAdoption(column: PolicyFile['columns'][number], at: string, add: A
 /** Names that a target cannot have: `own` is our own database to commands, the endings belong to other variables. */
 function checkDatabase(database: string | undefined, at: string, add: Add): void {
   if (database === 'own') add(at, 'own is what commands call the database of Fieldkeep itself');
-  if (database !== undefined && /_(reader|owner)$/.test(database)) {
-    add(at, 'must not end in _reader or _owner: its variable would be one of another target');
+  if (database !== undefined && /_(reader|owner|rows)$/.test(database)) {
+    add(at, 'must not end in _reader, _owner or _rows: its variable would be one of another target');
   }
 }
 

@@ -20,7 +20,7 @@ import { readGuards } from './guard.ts';
 import { describeMissing, isWaivable, listMissing, type Missing, type RetireFacts } from './retire.ts';
 import { findUndeclaredSearch, setUndeclared } from './retire-store.ts';
 import type { Workshop } from '../rotation/scan.ts';
-import { databaseOf } from '../targets/targets.ts';
+import { rowsOf } from '../targets/targets.ts';
 import { findUndeclared, isFresh, nameOfColumn, type UndeclaredSearch } from './undeclared.ts';
 
 export interface Question {
@@ -142,7 +142,7 @@ async function countColumns(
   const census: { table: string; column: string; versions: Record<string, number> }[] = [];
   for (const { address, column } of shop.policy.columns.filter((each) => each.class === family)) {
     const table = tables.get(address)!;
-    const db = databaseOf(shop, table);
+    const db = rowsOf(shop, table);
     if (!(await waitOutWriters(db, table, waitOutMaxMs))) {
       throw new NotNow(`A transaction that writes to ${address} is open: it may hold a value of version ${version}.`);
     }
@@ -167,7 +167,7 @@ async function lookAtColumns(shop: Workshop, family: string): Promise<Tables> {
     const { address } = registered;
     const table = tables.get(address);
     if (table === undefined) throw new NotNow(problems.get(address) ?? `Table ${address} cannot be counted.`);
-    if (!(await countsRightly(databaseOf(shop, table)))) {
+    if (!(await countsRightly(rowsOf(shop, table)))) {
       const owner = 'its owner installs ours again (npm run target:setup)';
       throw new NotNow(`fieldkeep.fe_version is another function in the database of ${address}: ${owner}.`);
     }

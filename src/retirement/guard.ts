@@ -17,7 +17,7 @@ import { appendAlways, guardLine } from '../rotation/entries.ts';
 import * as store from './guard-store.ts';
 import { letsPlaintextIn } from './retire.ts';
 import type { Workshop } from '../rotation/scan.ts';
-import { databaseOf } from '../targets/targets.ts';
+import { guardsOf, rowsOf } from '../targets/targets.ts';
 
 const lockNotAvailable = '55P03';
 const checkViolation = '23514';
@@ -42,7 +42,7 @@ const nameOf = ({ registered: { class: family, address: table, column } }: Guard
 export async function readGuards(shop: Workshop, guarded: GuardedColumn): Promise<store.Constraint[]> {
   const { registered, table } = guarded;
   const { class: family, address, column } = registered;
-  const found = await store.listConstraints(databaseOf(shop, table), table, column);
+  const found = await store.listConstraints(rowsOf(shop, table), table, column);
   const known = (await store.listKnownGuards(shop.pool, family)).filter(
     (each) => each.table === address && each.column === column && each.validatedAt !== undefined,
   );
@@ -64,7 +64,7 @@ export async function findGuardProblem(
   shop: Workshop,
   { registered, table }: GuardedColumn,
 ): Promise<string | undefined> {
-  const { installed, allowed, listed } = await store.inspectRights(databaseOf(shop, table), table, registered.column);
+  const { installed, allowed, listed } = await store.inspectRights(guardsOf(shop, table), table, registered.column);
   const owner = 'npm run target:setup prints what its owner runs there';
   if (!installed) return `its database lacks fieldkeep.fe_guard_add: ${owner}`;
   if (!allowed) return `the role of the worker may not use fieldkeep.fe_guard_add: ${owner}`;
@@ -90,7 +90,7 @@ async function act(
   const line = (what: string, outcome: 'ok' | 'failed') => guardLine(nameOf(guarded, version), what, outcome);
   await appendAlways(shop, [line(`${step.name}, intent`, 'ok')]);
   try {
-    await step.run(databaseOf(shop, guarded.table));
+    await step.run(guardsOf(shop, guarded.table));
   } catch (error) {
     const state = sqlState(error);
     if (state !== lockNotAvailable && state !== checkViolation && state !== insufficientPrivilege) throw error;
@@ -109,7 +109,7 @@ async function act(
 export async function addGuard(shop: Workshop, guarded: GuardedColumn, version: number): Promise<GuardStep> {
   const { registered, table } = guarded;
   const plaintext = letsPlaintextIn(registered);
-  if (await hasRefusable(databaseOf(shop, table), table, registered.column, { version, plaintext })) return 'late';
+  if (await hasRefusable(rowsOf(shop, table), table, registered.column, { version, plaintext })) return 'late';
   return await act(shop, guarded, version, {
     name: 'adding',
     run: (db) => store.addConstraint(db, table, registered.column, { version, plaintext }),
@@ -123,7 +123,7 @@ export function validateGuard(shop: Workshop, guarded: GuardedColumn, version: n
     name: 'validating',
     run: (db) => store.validateConstraint(db, table, registered.column, version),
     async record() {
-      const found = await store.listConstraints(databaseOf(shop, table), table, registered.column);
+      const found = await store.listConstraints(rowsOf(shop, table), table, registered.column);
       const made = found.find((each) => each.version === version && each.validated);
       if (made !== undefined) await store.upsertValidated(shop.pool, nameOf(guarded, version), made.definition);
     },

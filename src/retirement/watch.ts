@@ -30,7 +30,7 @@ import { guardVersion } from './retire.ts';
 import type { Workshop } from '../rotation/scan.ts';
 import { begin, InTheWay } from '../rotation/start.ts';
 import { findRun, findUnfinished, type Run } from '../rotation/store.ts';
-import { databaseOf } from '../targets/targets.ts';
+import { rowsOf } from '../targets/targets.ts';
 
 /** With version indexes a look costs little. Without, it reads the tables: once a day, and sooner where a guard is due. */
 const lookEveryMs = 10_000;
@@ -118,7 +118,7 @@ async function isGuardOpen({ pool }: Workshop, columns: readonly RegisteredColum
 /** The final pass: writers have ended, and no column holds anything older. False: not now. */
 async function isClean(shop: Workshop, columns: readonly GuardedColumn[], last: Run): Promise<boolean> {
   for (const table of new Set(columns.map((each) => each.table))) {
-    if (!(await waitOutWriters(databaseOf(shop, table), table, waitOutMaxMs))) return false;
+    if (!(await waitOutWriters(rowsOf(shop, table), table, waitOutMaxMs))) return false;
   }
   return (await countLate(shop, last)) === 0;
 }

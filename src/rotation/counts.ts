@@ -10,7 +10,7 @@
  */
 import { columnId, type RegisteredColumn } from '../policy/policy.ts';
 import type { TableShape } from '../targets/catalog.ts';
-import { databaseOf, type Targets } from '../targets/targets.ts';
+import { rowsOf, type Targets } from '../targets/targets.ts';
 import { countStale, countVersions } from './census.ts';
 import type { Stale } from './work.ts';
 
@@ -91,7 +91,7 @@ export function lookUpVersions(
   column: RegisteredColumn,
   deadline: number,
 ): Promise<Counted<ReadonlyMap<number, number>> | undefined> {
-  const count = () => countVersions(databaseOf(shop, table), table, column.column);
+  const count = () => countVersions(rowsOf(shop, table), table, column.column);
   return shop.counts.get(`versions of ${columnId(column)}`, count, deadline);
 }
 
@@ -104,6 +104,6 @@ export function lookUpStale(
   stale: readonly Stale[],
   deadline: number,
 ): Promise<Counted<number> | undefined> {
-  const count = () => countStale(databaseOf(shop, table), table, stale);
+  const count = () => countStale(rowsOf(shop, table), table, stale);
   return shop.counts.get(`${what} of ${columnId(column)}`, count, deadline);
 }

@@ -25,7 +25,7 @@ import { listRecentRows, type ReadKeys } from './recent.ts';
 import { versionOf } from './renew.ts';
 import { isIndexed, type Workshop } from './scan.ts';
 import { setBlocked, setDone, type Run } from './store.ts';
-import { databaseOf } from '../targets/targets.ts';
+import { rowsOf } from '../targets/targets.ts';
 import { measureWal, readWalPositions } from './wal.ts';
 import { columnsOf, sourced, staleOf, staleVersions, unopened, type Stale } from './work.ts';
 
@@ -86,7 +86,7 @@ async function countLeft(shop: Workshop, run: Run): Promise<StaleCount[]> {
   const counts: StaleCount[] = [];
   for (const { table, columns } of listTables(shop, run)) {
     for (const column of columns) {
-      const each = await countEach(databaseOf(shop, table), table, staleOf(shop.keyring.state, run, column));
+      const each = await countEach(rowsOf(shop, table), table, staleOf(shop.keyring.state, run, column));
       const [most] = each.toSorted(([, a], [, b]) => b - a);
       const total = each.reduce((n, [, count]) => n + count, 0);
       const stale = most === undefined || most[1] === 0 ? undefined : most[0];
@@ -112,7 +112,7 @@ async function planRanges(shop: Workshop, run: Run, { table, columns }: RunTable
   const ranges: RangeSpec[] = [];
   for (let lower: Key | undefined; ;) {
     const among = { ...(isQuick && { stale }), ...(lower !== undefined && { after: lower }) };
-    const upper = await keyAfter(databaseOf(shop, table), table, rows, among);
+    const upper = await keyAfter(rowsOf(shop, table), table, rows, among);
     const bounds = { ...(lower !== undefined && { lower }), ...(upper !== undefined && { upper }) };
     ranges.push({ id: randomUUID(), table: table.address, ...bounds });
     if (upper === undefined) return ranges; // the last range is open: rows that come later are in it
@@ -136,7 +136,7 @@ async function planUrgent(shop: Workshop, run: Run): Promise<RangeSpec[]> {
     if (table === undefined) return Promise.resolve([]);
     const stale = [{ column, value: [version] }];
     const request = { columns: [], stale, rowsMax: urgentReadRows, ...(after !== undefined && { after }) };
-    return readBatch(databaseOf(shop, table), table, request);
+    return readBatch(rowsOf(shop, table), table, request);
   };
   const urgent = await listRecentRows(shop, read, run.family);
   return [...urgent].flatMap(([address, rows]) => nameRows(address, rows, 0));
@@ -172,7 +172,7 @@ export async function block(shop: Workshop, run: Run, sentence: string, before: 
 
 /** What stands in a column and is no work for us, yet may be somebody's value, in a sentence. */
 async function findForeign(shop: Workshop, table: TableShape, column: RegisteredColumn): Promise<string | undefined> {
-  const db = databaseOf(shop, table);
+  const db = rowsOf(shop, table);
   const place = `${table.address}.${column.column}`;
   const mend = 'Restore or clear it; it goes on by itself.';
   const bounds = await findVersionBounds(db, table, column.column);
@@ -200,9 +200,9 @@ async function findObstacle(shop: Workshop, run: Run): Promise<string | undefine
     for (const column of columns) {
       const foreign = await findForeign(shop, table, column);
       if (foreign !== undefined) return foreign;
-      const envelopes = run.kind === 'leave' ? await countStale(databaseOf(shop, table), table, [unopened(column)]) : 0;
+      const envelopes = run.kind === 'leave' ? await countStale(rowsOf(shop, table), table, [unopened(column)]) : 0;
       if (envelopes > 0) return describeEnvelopes(table, column, envelopes);
-      const plaintext = run.kind === 'finish' ? await countStale(databaseOf(shop, table), table, [sourced(column)]) : 0;
+      const plaintext = run.kind === 'finish' ? await countStale(rowsOf(shop, table), table, [sourced(column)]) : 0;
       if (plaintext > 0) return describePlaintext(table, column, plaintext);
     }
   }
@@ -226,7 +226,7 @@ export async function countLate(shop: Workshop, last: Run): Promise<number> {
   for (const { table, columns } of listTables(shop, last)) {
     for (const column of columns) {
       const stale = { column: column.column, value: staleVersions(shop.keyring.state, column) };
-      for (const [, n] of await countEach(databaseOf(shop, table), table, [stale])) late += n;
+      for (const [, n] of await countEach(rowsOf(shop, table), table, [stale])) late += n;
     }
   }
   return late === 0 ? 0 : Math.max(0, late - (await countWaived(shop, last)));
@@ -244,7 +244,7 @@ async function countWaived(shop: Workshop, run: Run): Promise<number> {
     const stale = staleOf(shop.keyring.state, run, column).flatMap(({ value }) =>
       typeof value === 'string' ? [] : value,
     );
-    for (const { values } of await readBatch(databaseOf(shop, table), table, request)) {
+    for (const { values } of await readBatch(rowsOf(shop, table), table, request)) {
       if (typeof values[0] === 'string' && stale.includes(versionOf(values[0]))) standing += 1;
     }
   }
@@ -264,7 +264,7 @@ function describeFailures(run: Run): string {
 export async function verify(shop: Workshop, run: Run): Promise<void> {
   if (run.failed > run.waived && run.retriedPass < run.pass) return await retryFailed(shop, run);
   for (const { table } of listTables(shop, run)) {
-    if (!(await waitOutWriters(databaseOf(shop, table), table, waitOutMaxMs))) return; // somebody still writes: next time
+    if (!(await waitOutWriters(rowsOf(shop, table), table, waitOutMaxMs))) return; // somebody still writes: next time
   }
   const stale = sum(await countLeft(shop, run));
   const told = phaseLine(run, 'verifying', stale);

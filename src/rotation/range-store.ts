@@ -120,9 +120,11 @@ export async function claimRange(
   concurrentMax = 1_000,
 ): Promise<Range | undefined> {
   return await transaction(pool, async (tx) => {
-    // One claim of a run at a time: two that count at once would both find room.
+    // One claim of a run at a time: two that count at once would both find room. A lock on a row of ours, because anybody
+    // can take an advisory lock.
     await tx.query(
-      `select pg_advisory_xact_lock(hashtextextended(rotation::text, 0)) from fieldkeep.rotation_ranges where id = $1`,
+      `select from fieldkeep.rotations r
+       where r.id = (select g.rotation from fieldkeep.rotation_ranges g where g.id = $1) for no key update`,
       [id],
     );
     const { rows } = await tx.query<RangeRow>(

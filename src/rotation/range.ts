@@ -31,7 +31,7 @@ import {
 import { layOut, Renewer } from './renew.ts';
 import { listSteps, prepareBatches, type Job, type Prepared, type Workshop } from './scan.ts';
 import { findRun, type Run } from './store.ts';
-import { databaseOf } from '../targets/targets.ts';
+import { rowsOf } from '../targets/targets.ts';
 import { Throttle } from './throttle.ts';
 import { columnsOf } from './work.ts';
 import { writeChanges, type Written } from './write.ts';
@@ -54,7 +54,7 @@ function openJob(shop: Workshop, run: Run, range: Range, lease: string, isStoppi
   const renewer = new Renewer(shop.keyring, shop.keyring.state, table, run.kind, layout.slots);
   const limits = limitsOf(shop.policy, run, columns);
   const size = new BatchSize(limits.batchMsMax);
-  const target = databaseOf(shop, table);
+  const target = rowsOf(shop, table);
   const throttle = new Throttle({ pool: shop.pool, target, run: run.id, limits, size, isStopping });
   const steps = range.rows === undefined ? listSteps(shop.keyring.state, run, table, columns) : [];
   return { shop, run, range, lease, table, target, layout, renewer, steps, size, throttle };

@@ -17,7 +17,7 @@ import { handOverMs, isSearchable, limitsOf, searchTokenTtlMs } from './phase.ts
 import { findPast, findTableSize, upsertRehearsal, type Past } from './rehearsal-store.ts';
 import type { Workshop } from './scan.ts';
 import type { Prediction } from './store.ts';
-import { databaseOf } from '../targets/targets.ts';
+import { rowsOf } from '../targets/targets.ts';
 import { columnsOf } from './work.ts';
 
 const samplePlaces = 5;
@@ -67,7 +67,7 @@ async function readSample(
   versions: readonly number[],
   total: number,
 ) {
-  const db = databaseOf(shop, table);
+  const db = rowsOf(shop, table);
   const rows: Row[] = [];
   for (const version of versions) {
     const stale = [{ column, value: [version] }];
@@ -103,7 +103,7 @@ async function sampleColumn(
 
 /** Log of one UPDATE of every value: a new row, an entry in each index, and each page once as a whole. */
 async function assumeWal(shop: Workshop, table: TableShape, total: number): Promise<number> {
-  const { bytes, rows, indexes } = await findTableSize(databaseOf(shop, table), table);
+  const { bytes, rows, indexes } = await findTableSize(rowsOf(shop, table), table);
   const share = rows === 0 ? 1 : Math.min(1, total / rows);
   const row = rows === 0 ? 0 : bytes / rows;
   return Math.round(total * (row + indexes * indexEntryBytes) + share * Math.ceil(bytes / pageBytes) * pageBytes);

@@ -6,7 +6,7 @@ import { randomUUID } from 'node:crypto';
 import type { Client } from '../db.ts';
 import { nextVersionOf } from '../keys/version.ts';
 import type { TableShape } from '../targets/catalog.ts';
-import { databaseOf } from '../targets/targets.ts';
+import { rowsOf } from '../targets/targets.ts';
 import { hasStale } from './census.ts';
 import { appendAlways, phaseLine } from './entries.ts';
 import { isIndexed, type Workshop } from './scan.ts';
@@ -61,7 +61,7 @@ export async function startDue(shop: Workshop): Promise<string[]> {
 async function holdsPlaintext(shop: Workshop, table: TableShape, alsoUnindexed: boolean): Promise<boolean> {
   for (const stale of table.columns.flatMap(unadopted)) {
     if (!alsoUnindexed && !isIndexed(table, stale)) continue;
-    if (await hasStale(databaseOf(shop, table), table, [stale])) return true;
+    if (await hasStale(rowsOf(shop, table), table, [stale])) return true;
   }
   return false;
 }

@@ -3,7 +3,7 @@ import type { Queryable } from '../db.ts';
 import type { TableShape } from '../targets/catalog.ts';
 import type { Workshop } from './scan.ts';
 import type { Run } from './store.ts';
-import { databaseOf } from '../targets/targets.ts';
+import { rowsOf } from '../targets/targets.ts';
 
 async function readPosition(db: Queryable): Promise<string> {
   const { rows } = await db.query<{ lsn: string }>('select pg_current_wal_lsn()::text as lsn');
@@ -24,7 +24,7 @@ export async function readWalPositions(
   tables: readonly { readonly table: TableShape }[],
 ): Promise<Record<string, string>> {
   const positions: Record<string, string> = {};
-  for (const { table } of tables) positions[table.database ?? ''] ??= await readPosition(databaseOf(shop, table));
+  for (const { table } of tables) positions[table.database ?? ''] ??= await readPosition(rowsOf(shop, table));
   return positions;
 }
 

@@ -18,7 +18,7 @@ import {
   type Attribute,
   type Rule,
 } from './catalog-store.ts';
-import { variableOf, type Targets } from './targets.ts';
+import { rowsVariableOf, variableOf, type Targets } from './targets.ts';
 
 export interface KeyColumn {
   readonly name: string;
@@ -195,9 +195,10 @@ async function lookAt(
   unready: Map<string, string>,
 ): Promise<TableShape | string> {
   const { address, database } = columns[0]!;
-  const db = targets.find(database);
+  const db = targets.findRows(database);
   if (db === undefined) {
-    return `Target ${database} of table ${address} is not connected to this process: set ${variableOf(database!)}.`;
+    if (database === undefined) return `No login works on rows of table ${address}: set ${rowsVariableOf(database)}.`;
+    return `Target ${database} of table ${address} is not connected to this process: set ${variableOf(database)}.`;
   }
   try {
     const found = await describeTable(db, columns);
@@ -210,15 +211,15 @@ async function lookAt(
 }
 
 /**
- * Key types of tables in targets are remembered in our own database: a process that faces agents need not be connected to
- * the customer's, and one that is must not forget them while it is away.
+ * Key types are remembered in our own database: a process that faces agents is connected to no database with rows, and a
+ * worker must not forget them while a target is away.
  */
 async function rememberKeyTypes(own: Queryable, tables: ReadonlyMap<string, TableShape>, asked: readonly string[]) {
   const keyTypes = new Map<string, readonly string[]>();
-  for (const [address, { database, key }] of tables) {
+  for (const [address, { key }] of tables) {
     const types = key.map(({ type }) => type);
     keyTypes.set(address, types);
-    if (database !== undefined) await upsertKeyTypes(own, address, types);
+    await upsertKeyTypes(own, address, types);
   }
   const unseen = asked.filter((address) => !keyTypes.has(address));
   if (unseen.length > 0) for (const [address, types] of await listKeyTypes(own, unseen)) keyTypes.set(address, types);
@@ -251,10 +252,16 @@ export async function loadCatalog(targets: Targets, registered: readonly Registe
     if (typeof found === 'string') problems.set(address, found);
     else tables.set(address, found);
   }
-  const inTargets = [
-    ...new Set(registered.flatMap(({ database, address }) => (database === undefined ? [] : [address]))),
-  ];
   const inEffect = columns.map((column) => (unready.has(columnId(column)) ? { ...column, adopt: false } : column));
-  const keyTypes = await rememberKeyTypes(own, tables, inTargets);
+  const keyTypes = await rememberKeyTypes(own, tables, [...new Set(registered.map(({ address }) => address))]);
   return { columns: inEffect, tables, problems, unready, keyTypes };
+}
+
+/**
+ * What a process that is connected to no database with rows knows of the registered tables: the types of their keys, as
+ * workers have seen them. Errors: those of our own database.
+ */
+export async function loadPublished(own: Queryable, registered: readonly RegisteredColumn[]): Promise<Catalog> {
+  const keyTypes = await listKeyTypes(own, [...new Set(registered.map(({ address }) => address))]);
+  return { columns: registered, tables: new Map(), problems: new Map(), unready: new Map(), keyTypes };
 }

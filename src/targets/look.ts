@@ -4,7 +4,7 @@ import { sqlState, type Client, type Queryable } from '../db.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
 import { inspectTable, listComparing } from './catalog-store.ts';
 import { listFixed, quotePlace, setLockTimeout, type TargetPlanOptions } from './plan.ts';
-import type { PlaceName, Step, TableState, TargetState } from './state.ts';
+import type { PlaceName, RoleState, Step, TableState, TargetState } from './state.ts';
 import {
   describeSchema,
   findPowerlessGuard,
@@ -41,7 +41,7 @@ export async function findPartitions(
 async function lookAtTable(
   db: Queryable,
   columns: readonly RegisteredColumn[],
-  worker: TargetState['worker'],
+  rows: TargetState['rows'],
 ): Promise<TableState | undefined> {
   const { schema, name, key } = columns[0]!;
   const table = await findTable(db, columns[0]!);
@@ -55,8 +55,8 @@ async function lookAtTable(
     versionIndexed: seen.versionIndexed,
     indexes: await listIndexes(db, table.oid),
     comparing: await listComparing(db, schema, name, tokens),
-    filtered: await isFiltered(db, table.oid, worker.name),
-    rights: worker.exists ? await findRights(db, table.oid, worker.name) : noRights,
+    filtered: await isFiltered(db, table.oid, rows.name),
+    rights: rows.exists ? await findRights(db, table.oid, rows.name) : noRights,
     ownerName: table.ownerName,
     ...(unguardedBy !== undefined && { unguardedBy }),
   };
@@ -120,21 +120,27 @@ async function lookAtFixed(
 export async function lookAtTarget(db: Client, options: TargetPlanOptions, asOwner: boolean): Promise<TargetState> {
   const { columns, worker: workerName, reader: readerName, application } = options;
   const worker = await findRole(db, workerName);
+  const isApart = options.rows !== undefined && options.rows !== workerName;
+  const rows = isApart ? await findRole(db, options.rows) : worker;
   const reader = readerName === undefined ? undefined : await findRole(db, readerName);
   const tables = new Map<string, TableState>();
   for (const [address, each] of Map.groupBy(columns, (column) => column.address)) {
-    const found = await lookAtTable(db, each, worker);
+    const found = await lookAtTable(db, each, rows);
     if (found !== undefined) tables.set(address, found);
   }
   const registered = columns.map(({ table }) => table);
-  const isFree = !worker.exists || worker.superuser; // both are told as that
+  const listOf = async (role: RoleState, known: readonly string[]) =>
+    !role.exists || role.superuser ? [] : await listElsewhere(db, role.name, known); // both are told as that
   const none = { unreadable: [], filtered: [], writable: [] };
   const guarded = await listGuarded(db);
   return {
     worker,
+    rows,
+    rowsMayUse: await mayUseSchema(db, rows.name),
     ...(reader !== undefined && { reader }),
     tables,
-    elsewhere: isFree ? [] : await listElsewhere(db, workerName, registered),
+    elsewhere: await listOf(rows, registered),
+    workerElsewhere: isApart ? await listOf(worker, []) : [],
     ...(reader?.exists === true ? await listReaderGaps(db, reader.name) : none),
     fixed: await lookAtFixed(db, options, worker.exists, asOwner),
     intruders: options.fixed === undefined ? [] : await listIntruders(db, workerName),

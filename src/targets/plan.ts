@@ -19,8 +19,10 @@ export interface TargetPlanOptions {
   readonly fixed?: string;
   /** Whether the columns whose guards the service may change are listed there. */
   readonly guarded: boolean;
-  /** The role of the worker, of the search for undeclared columns, and of an application that claims values. */
+  /** The role of the worker, of the rows, of the search for undeclared columns, and of an application that claims values. */
   readonly worker: string;
+  /** Absent where the worker itself reads and writes rows. */
+  readonly rows?: string;
   readonly reader?: string;
   readonly application?: string;
   /** The partitions that hold the rows of a partitioned table, by address; known only to who looked. */
@@ -41,7 +43,7 @@ function listNewColumns(columns: readonly RegisteredColumn[]): string[] {
   ]);
 }
 
-/** What the worker of these columns reads and writes. */
+/** What is read and written of these columns. */
 export function listNeeds(columns: readonly RegisteredColumn[]): { read: string[]; write: string[] } {
   const { key, tenant } = columns[0]!;
   const write = columns.flatMap(({ column, from, index }) => [
@@ -55,7 +57,7 @@ export function listNeeds(columns: readonly RegisteredColumn[]): { read: string[
 const textTypes = new Set(['text', 'character varying']);
 const keyTypes = new Set(['smallint', 'integer', 'bigint', 'uuid', ...textTypes]);
 
-function compareTable(columns: readonly RegisteredColumn[], state: TableState | undefined, worker: string): string[] {
+function compareTable(columns: readonly RegisteredColumn[], state: TableState | undefined, role: string): string[] {
   if (state === undefined) return ['there is no table of that name (a view or a foreign table is none)'];
   const { address, key } = columns[0]!;
   const missing = listNeeds(columns).read.filter((column) => !state.types.has(column));
@@ -72,12 +74,12 @@ function compareTable(columns: readonly RegisteredColumn[], state: TableState | 
     ...(state.unique ? [] : [`no unique index covers exactly the key (${key.join(', ')}), all NOT NULL`]),
     ...state.comparing.map((rule) => refuseRule(address, rule)),
     ...(state.filtered
-      ? [`row level security would hide rows from ${worker}, whose sessions refuse that: alter role … bypassrls`]
+      ? [`row level security would hide rows from ${role}, whose sessions refuse that: alter role … bypassrls`]
       : []),
   ];
 }
 
-function planTable(columns: readonly RegisteredColumn[], worker: string): Step {
+function planTable(columns: readonly RegisteredColumn[], role: string): Step {
   const place = columns[0]!;
   const added = listNewColumns(columns).map((column) => `add column if not exists ${q(column)} text`);
   return {
@@ -85,24 +87,24 @@ function planTable(columns: readonly RegisteredColumn[], worker: string): Step {
     why: 'Columns for tokens, and for envelopes beside their source; the others are there.',
     statements: added.length === 0 ? [] : [`alter table ${quotePlace(place)} ${added.join(', ')}`],
     atomic: true,
-    differences: ({ tables }) => compareTable(columns, tables.get(place.address), worker),
+    differences: ({ tables }) => compareTable(columns, tables.get(place.address), role),
   };
 }
 
-function planRights(columns: readonly RegisteredColumn[], worker: string): Step {
+function planRights(columns: readonly RegisteredColumn[], role: string): Step {
   const place = columns[0]!;
   const { read, write } = listNeeds(columns);
   const list = (names: readonly string[]) => names.map(q).join(', ');
   return {
-    what: `rights of ${worker} on ${place.table}`,
+    what: `rights of ${role} on ${place.table}`,
     why: 'It reads key, tenant, registered columns and their tokens, and writes the last two; nothing else.',
     statements: [
-      `grant usage on schema ${q(place.schema)} to ${q(worker)}`,
-      `revoke all privileges on ${quotePlace(place)} from ${q(worker)}`,
-      `grant select (${list(read)}), update (${list(write)}) on ${quotePlace(place)} to ${q(worker)}`,
+      `grant usage on schema ${q(place.schema)} to ${q(role)}`,
+      `revoke all privileges on ${quotePlace(place)} from ${q(role)}`,
+      `grant select (${list(read)}), update (${list(write)}) on ${quotePlace(place)} to ${q(role)}`,
     ],
     atomic: true,
-    differences: ({ tables, worker: role }) => compareRights(tables.get(place.address), role, read, write),
+    differences: ({ tables, rows }) => compareRights(tables.get(place.address), rows, read, write),
   };
 }
 
@@ -237,9 +239,9 @@ function planApplication(application: string): Step {
   };
 }
 
-function planElsewhere(worker: string): Step {
+function planElsewhere(role: string): Step {
   return {
-    what: `rights of ${worker} elsewhere`,
+    what: `rights of ${role} elsewhere`,
     why: 'None: they would have been given by somebody else.',
     statements: [],
     atomic: true,
@@ -247,17 +249,55 @@ function planElsewhere(worker: string): Step {
   };
 }
 
+/** The login that works on rows: functions of ours, and no table of ours. */
+function planRowsRole(rows: string): Step[] {
+  return [
+    {
+      what: `role ${rows}`,
+      why: `Reads and writes the registered columns; triggers and checks run in its sessions. Its password: \\password ${rows}`,
+      statements: [createRole(rows), mayConnect(rows)],
+      atomic: true,
+      differences: ({ rows: role }) => compareRole(role),
+    },
+  ];
+}
+
+function planRowsSchema(rows: string): Step {
+  return {
+    what: `schema fieldkeep for ${rows}`,
+    why: 'It calls fe_version.',
+    statements: [`grant usage on schema fieldkeep to ${q(rows)}`],
+    atomic: true,
+    differences: ({ rowsMayUse }) => (rowsMayUse ? [] : ['it lacks USAGE on the schema fieldkeep']),
+  };
+}
+
+/** Mirrors and guards are all that the worker's own login is for, once rows have a login of their own. */
+function planWorkerRights(worker: string, tables: readonly (readonly RegisteredColumn[])[]): Step {
+  return {
+    what: `rights of ${worker} on tables`,
+    why: 'None: rows are worked on by a login of their own.',
+    statements: tables.map((columns) => `revoke all privileges on ${quotePlace(columns[0]!)} from ${q(worker)}`),
+    atomic: true,
+    differences: ({ workerElsewhere }) => [...workerElsewhere],
+  };
+}
+
 /** The steps in the order in which they must be made. */
 export function planTarget(options: TargetPlanOptions): Step[] {
-  const { columns, fixed, worker, reader, application, partitions } = options;
+  const { columns, fixed, worker, rows = worker, reader, application, partitions } = options;
+  const isApart = rows !== worker;
   const tables = [...Map.groupBy(columns, ({ address }) => address).values()];
   return [
     planWorker(worker),
+    ...(isApart ? planRowsRole(rows) : []),
     ...(fixed === undefined ? [] : [planFixed(fixed, worker)]),
-    ...tables.map((each) => planTable(each, worker)),
+    ...(isApart ? [planRowsSchema(rows)] : []),
+    ...tables.map((each) => planTable(each, rows)),
     ...tables.flatMap((each) => planIndexes(each, partitions?.get(each[0]!.address))),
-    ...tables.map((each) => planRights(each, worker)),
-    planElsewhere(worker),
+    ...tables.map((each) => planRights(each, rows)),
+    ...(isApart ? [planWorkerRights(worker, tables)] : []),
+    planElsewhere(rows),
     ...(options.guarded ? [planGuarded(columns)] : []),
     ...(reader === undefined ? [] : planReader(reader)),
     ...(application === undefined ? [] : [planApplication(application)]),

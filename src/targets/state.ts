@@ -40,7 +40,7 @@ export interface TableState {
   readonly indexes: readonly IndexState[];
   /** Unique indexes and foreign keys on columns of tokens. */
   readonly comparing: readonly Rule[];
-  /** Whether row level security would hide rows from the worker. */
+  /** Whether row level security would hide rows from whoever works on them. */
   readonly filtered: boolean;
   readonly rights: TableRights;
   readonly ownerName: string;
@@ -61,6 +61,10 @@ export interface TableRights {
 
 export interface TargetState {
   readonly worker: RoleState;
+  /** Who works on rows; the worker itself where there is no login for that. */
+  readonly rows: RoleState;
+  /** Whether it may use the schema fieldkeep. */
+  readonly rowsMayUse: boolean;
   readonly reader?: RoleState;
   /** Of the registered tables that exist, by address. */
   readonly tables: ReadonlyMap<string, TableState>;
@@ -68,8 +72,10 @@ export interface TargetState {
   readonly fixed: readonly string[];
   /** What roles other than owner and worker may change in the schema fieldkeep. */
   readonly intruders: readonly string[];
-  /** Rights of the worker on tables that are not registered. */
+  /** Rights of whoever works on rows on tables that are not registered. */
   readonly elsewhere: readonly string[];
+  /** Rights of the worker on any table, where rows have a login of their own. */
+  readonly workerElsewhere: readonly string[];
   /** Tables that the reader may not read, or not all of, or may write. */
   readonly unreadable: readonly string[];
   readonly filtered: readonly string[];

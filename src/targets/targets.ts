@@ -25,21 +25,31 @@ const spelling = {
 /** Names a target: undefined for Fieldkeep's own database. */
 export type TargetName = string | undefined;
 
-export interface Targets {
-  /** Undefined when the environment does not connect a target of this name. */
+/** Sessions by database. */
+interface Databases {
+  /** Undefined when the environment does not connect a database of this name. */
   find(name: TargetName): Pool | undefined;
   close(): Promise<void>;
 }
 
+/**
+ * `find` has the worker's own sessions: mirrors and guards. `findRows` has those of the login for rows: every statement on
+ * a table of the customer's, because its triggers, casts, domains, rules, generated columns, index expressions and checks
+ * run with the rights of whoever writes. What they do there reaches the registered columns and nothing else.
+ */
+export interface Targets extends Databases {
+  findRows(name: TargetName): Pool | undefined;
+}
+
 /** Databases as roles see them that may read everything and change nothing. */
-export interface Readers extends Targets {
+export interface Readers extends Databases {
   /** Aborted when the process ends: a search, which may take an hour, is not waited for. */
   readonly ending: AbortSignal;
   end(): void;
 }
 
 /** The variable that connects a target, as one of its roles. */
-export function variableOf(name: string, role: '' | '_READER' | '_OWNER' = ''): string {
+export function variableOf(name: string, role: '' | '_READER' | '_OWNER' | '_ROWS' = ''): string {
   return `TARGET_${name.toUpperCase()}${role}_URL`;
 }
 
@@ -48,38 +58,73 @@ export function readerVariableOf(name: TargetName): string {
   return name === undefined ? 'DATABASE_READER_URL' : variableOf(name, '_READER');
 }
 
-/** The database of a table. Errors: `conflict` when it is not connected. */
-export function databaseOf({ targets }: { readonly targets: Targets }, table: { readonly database?: string }): Pool {
-  const pool = targets.find(table.database);
-  if (pool !== undefined) return pool;
-  throw new FieldkeepError(
-    'conflict',
-    `Target ${table.database} is not connected: set ${variableOf(table.database!)}.`,
-  );
+/** The variable that connects the login for rows of a database. */
+export function rowsVariableOf(name: TargetName): string {
+  return name === undefined ? 'DATABASE_ROWS_URL' : variableOf(name, '_ROWS');
 }
 
-/** `statementTimeoutMs`: a census of a large table without a version index reads all of it. */
+/** What a database is called in a sentence. */
+export function describeDatabase(name: TargetName): string {
+  return name === undefined ? "Fieldkeep's own database" : `Target ${name}`;
+}
+
+interface Connected {
+  readonly targets: Targets;
+}
+
+/** For statements on the rows of a table. Errors: `conflict` when its database has no such sessions. */
+export function rowsOf({ targets }: Connected, { database }: { readonly database?: string }): Pool {
+  const pool = targets.findRows(database);
+  if (pool !== undefined) return pool;
+  const lacking = `${describeDatabase(database)} has no login for rows`;
+  const variable = targets.find(database) === undefined ? variableOf(database!) : rowsVariableOf(database);
+  throw new FieldkeepError('conflict', `${lacking}: set ${variable}.`);
+}
+
+/** For the guards of a table. Errors: `conflict` when its database is not connected. */
+export function guardsOf({ targets }: Connected, { database }: { readonly database?: string }): Pool {
+  const pool = targets.find(database);
+  if (pool !== undefined) return pool;
+  throw new FieldkeepError('conflict', `Target ${database} is not connected: set ${variableOf(database!)}.`);
+}
+
+interface TargetOptions {
+  /** By name; undefined names our own database. A target that is not here is worked on with its own login. */
+  readonly rows?: ReadonlyMap<TargetName, string> | undefined;
+  /** A census of a large table without a version index reads all of it. */
+  readonly statementTimeoutMs?: number;
+}
+
 export function openTargets(
   ownUrl: string,
   urls: ReadonlyMap<string, string> = new Map(),
-  statementTimeoutMs = 300_000,
+  { rows = new Map(), statementTimeoutMs = 300_000 }: TargetOptions = {},
 ): Targets {
-  const open = (url: string) =>
+  const open = (url: string, name: string) =>
     openPool(url, {
       max: connections,
-      name: 'worker',
+      name,
       statementTimeoutMs,
       settings: { row_security: 'off', lock_timeout: '250ms', 'fieldkeep.reencrypting': 'on', ...spelling },
     });
-  const own = open(ownUrl);
-  const others = new Map([...urls].map(([name, url]) => [name, open(url)]));
+  const own = new Map([[undefined, ownUrl], ...urls].map(([name, url]) => [name, open(url!, 'worker')]));
+  const rowUrls = new Map<TargetName, string>([...urls, ...rows]);
+  const forRows = new Map([...rowUrls].map(([name, url]) => [name, open(url, 'rows')]));
   return {
-    find: (name) => (name === undefined ? own : others.get(name)),
+    find: (name) => own.get(name),
+    findRows: (name) => forRows.get(name),
     async close() {
-      await Promise.all([own, ...others.values()].map((pool) => pool.end()));
+      await Promise.all([...own.values(), ...forRows.values()].map((pool) => pool.end()));
     },
   };
 }
+
+/** Of a process that faces agents: it is connected to no database with rows. */
+export const noTargets: Targets = {
+  find: () => undefined,
+  findRows: () => undefined,
+  close: () => Promise.resolve(),
+};
 
 /**
  * Connects the roles that only read. A statement may take long, for it reads a whole table; a lock that it waits for may

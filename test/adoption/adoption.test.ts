@@ -57,7 +57,7 @@ describe('adoption of a live table', () => {
     text === null ? null : openFor(bench.service, column, id, text, address);
 
   async function open(more: { tenants?: string[] } = {}) {
-    const service = roleOf(target.serviceUrl);
+    const service = roleOf(target.workerUrl);
     await owner.query(`
       truncate fieldkeep.wrapped_keys;
       drop table if exists public.people;
@@ -69,7 +69,7 @@ describe('adoption of a live table', () => {
       grant select, update on public.people to ${service}`);
     for (const of of triggered) for (const statement of formatTriggers(of)) await owner.query(statement);
     const policy = changePolicy({ columns: columns.map((column) => ({ ...column, ...more })) });
-    bench = await openBench({ policy, targets: new Map([['hr', target.serviceUrl]]) });
+    bench = await openBench({ policy, targets: new Map([['hr', target.workerUrl]]) });
   }
 
   /** Past the triggers, as a table restored from elsewhere might have it. */

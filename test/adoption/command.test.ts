@@ -41,7 +41,7 @@ describe('npm run adopt', function () {
       cwd: root,
       env: {
         ...{ PATH: process.env.PATH, FIELDKEEP_POLICY: join(folder, 'policy.json'), FIELDKEEP_HOME: folder },
-        ...{ TARGET_HR_OWNER_URL: target.ownerUrl, TARGET_HR_URL: target.serviceUrl, ...env },
+        ...{ TARGET_HR_OWNER_URL: target.ownerUrl, TARGET_HR_URL: target.workerUrl, ...env },
       },
     });
     let [out, err] = ['', ''];
@@ -87,7 +87,7 @@ describe('npm run adopt', function () {
   });
 
   it('looks at our own database by its own variables', async () => {
-    const urls = { DATABASE_URL: target.serviceUrl, DATABASE_OWNER_URL: target.ownerUrl };
+    const urls = { DATABASE_URL: target.workerUrl, DATABASE_OWNER_URL: target.ownerUrl };
     assert.equal((await adopt(['plan', 'app.people.own_enc'], urls)).code, 0);
     const { code, err } = await adopt(['plan', 'app.people.own_enc']);
     assert.equal(code, 1);

@@ -52,7 +52,7 @@ describe('an adoption whose writes fail', () => {
       alter table ${address} add tax numeric, add ssn_enc text;
       create index on ${address} (id) where tax is not null and ssn_enc is null;
       insert into ${address} (id, tenant, name) select n, 'acme', 'n' from generate_series(1, ${rows}) n;
-      grant select (tax, ssn_enc), update (tax, ssn_enc) on ${address} to ${roleOf(bench.database.serviceUrl)}`);
+      grant select (tax, ssn_enc), update (tax, ssn_enc) on ${address} to ${roleOf(bench.database.rowsUrl)}`);
     const of = {
       schema: 'demo',
       name: 'employees',

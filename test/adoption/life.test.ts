@@ -31,7 +31,7 @@ describe('npm run adopt, to the end and back', function () {
     writeFileSync(join(it_.home, 'runtime.json'), JSON.stringify({ pid: process.pid, url: it_.url }));
     const { ownerUrl } = it_.database;
     env = { ...process.env, FIELDKEEP_HOME: it_.home, FIELDKEEP_POLICY: join(folder, 'policy.json') };
-    env = { ...env, DATABASE_URL: it_.database.serviceUrl, DATABASE_OWNER_URL: ownerUrl };
+    env = { ...env, DATABASE_URL: it_.database.workerUrl, DATABASE_OWNER_URL: ownerUrl };
     await it_.owner.query(`
       alter table demo.employees add pay numeric(12,2);
       insert into demo.employees (tenant, name, pay)

@@ -322,7 +322,7 @@ describe('adoption/plan', () => {
   it('stops where the worker would see a part of the rows', async () => {
     await make();
     await pool.query('alter table app.t enable row level security');
-    const worker = roleOf(target.serviceUrl);
+    const worker = roleOf(target.workerUrl);
     assertFound(await plan(register(), { workerRole: worker }), /^stop: Row level security would hide rows/);
     assertFound(await plan(), /^note: The table has row level security/);
     const own = roleOf(target.ownerUrl);
@@ -358,7 +358,7 @@ describe('adoption/plan', () => {
     await pool.query(
       `create publication every for all tables; create publication listed for table app.t (id, pay);
        create publication part for table app.t where (pay > '${canary}'); create publication apart for tables in schema app;
-       grant select (pay), update (pay) on app.t to ${roleOf(target.serviceUrl)}; grant select (pay) on app.t to public;
+       grant select (pay), update (pay) on app.t to ${roleOf(target.workerUrl)}; grant select (pay) on app.t to public;
        insert into app.t select i, 'a', '${canary}' || i % 5 from generate_series(1, 500) i; analyze app.t`,
     );
     const findings = await plan();
@@ -369,11 +369,11 @@ describe('adoption/plan', () => {
       ...[/^change: Publication every publishes all columns/, /^change: Publication apart publishes all columns/],
       ...[/^change: Publication listed publishes pay/, /^change: The columns of publication listed are listed/],
       ...[/^stop: The row filter of publication part is about pay/, /^note: Statistics \(pg_stats\) hold/],
-      new RegExp(`^note: Granted on pay itself: (?=.*public).*${roleOf(target.serviceUrl)}`),
+      new RegExp(`^note: Granted on pay itself: (?=.*public).*${roleOf(target.workerUrl)}`),
       /^note: About 500 values in 500 rows/,
     );
     await pool.query('alter table app.t replica identity full; revoke select (pay) on app.t from public');
-    const known = told(await plan(register(), { workerRole: roleOf(target.serviceUrl) })).join();
+    const known = told(await plan(register(), { workerRole: roleOf(target.workerUrl) })).join();
     assert.ok(known.includes('note: Its replica identity is FULL') && !known.includes('Granted on pay'));
   });
 

@@ -53,7 +53,7 @@ describe('audit log, broken connections', () => {
 
   before(async () => {
     bench = await openBench();
-    proxy = await openProxy(bench.serviceUrl);
+    proxy = await openProxy(bench.workerUrl);
   });
 
   afterEach(async () => {
@@ -67,7 +67,7 @@ describe('audit log, broken connections', () => {
 
   it('loses and repeats nothing while its server process is ended again and again', async function () {
     this.timeout(60_000);
-    const log = await open(bench.serviceUrl, (error) => failures.push(error));
+    const log = await open(bench.workerUrl, (error) => failures.push(error));
     const work = load(log, await getEpoch(bench), 32, 'killed');
     let kills = 0;
     while (kills < 40) {
@@ -117,7 +117,7 @@ describe('audit log, broken connections', () => {
 
   it('answers audit_unavailable within its deadline, follows the group to its end, and goes on', async function () {
     this.timeout(40_000);
-    const own = await openProxy(bench.serviceUrl);
+    const own = await openProxy(bench.workerUrl);
     const log = await open(own.url);
     const epoch = await getEpoch(bench);
     own.arm('after', insert);

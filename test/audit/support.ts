@@ -17,7 +17,7 @@ export interface Bench extends TestDatabase {
 
 export async function openBench(): Promise<Bench> {
   const database = await createDatabase();
-  const pool = openPool(database.serviceUrl, { max: 8, name: 'test' });
+  const pool = openPool(database.workerUrl, { max: 8, name: 'test' });
   const owner = openPool(database.ownerUrl, { max: 4, name: 'test owner' });
   return {
     ...database,
@@ -31,7 +31,7 @@ export async function openBench(): Promise<Bench> {
   };
 }
 
-export function openLog(bench: Bench, url = bench.serviceUrl, onError?: (error: unknown) => void): Promise<AuditLog> {
+export function openLog(bench: Bench, url = bench.workerUrl, onError?: (error: unknown) => void): Promise<AuditLog> {
   return AuditLog.open(url, bench.pool, { instanceId: randomUUID(), ...(onError !== undefined && { onError }) });
 }
 
@@ -124,5 +124,5 @@ export async function killBackends(bench: Bench, name: string): Promise<number> 
 
 /** A session of the service's role that a test drives by hand. */
 export function openSession(bench: Bench): ReturnType<typeof connect> {
-  return connect(bench.serviceUrl, { name: 'by hand' });
+  return connect(bench.workerUrl, { name: 'by hand' });
 }

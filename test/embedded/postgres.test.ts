@@ -72,23 +72,43 @@ describe('embedded/postgres', () => {
     assert.equal(portOf(postgres), before.port);
   });
 
-  it('gives the service a role that owns nothing and is no superuser', async () => {
-    const { serviceUrl } = await start();
-    assert.equal(await ask(serviceUrl, 'select current_user::text'), 'fieldkeep_service');
+  it('gives every duty a login that owns nothing and is no superuser', async () => {
+    const { apiUrl, workerUrl, rowsUrl } = await start();
+    for (const [url, name] of [
+      [apiUrl, 'fieldkeep_api'],
+      [workerUrl, 'fieldkeep_worker'],
+      [rowsUrl, 'fieldkeep_rows'],
+    ] as const) {
+      assert.equal(await ask(url, 'select current_user::text'), name);
+      const powers = 'select rolsuper or rolcreatedb or rolcreaterole from pg_roles where rolname = current_user';
+      assert.equal(await ask(url, powers), false);
+      await assert.rejects(ask(url, 'select n from public.note'), { code: '42501' });
+    }
+  });
+
+  it('takes the one login of earlier releases its rights and its password', async () => {
+    const before = await start();
+    await ask(before.ownerUrl, `create role fieldkeep_service login password 'x'`);
+    await ask(before.ownerUrl, 'grant select, update on public.note to fieldkeep_service');
+    await before.stop();
+    const { ownerUrl } = await start();
     assert.equal(
-      await ask(
-        serviceUrl,
-        'select rolsuper or rolcreatedb or rolcreaterole from pg_roles where rolname = current_user',
-      ),
+      await ask(ownerUrl, `select has_table_privilege('fieldkeep_service', 'public.note', 'select')`),
       false,
     );
-    await assert.rejects(ask(serviceUrl, 'select n from public.note'), { code: '42501' });
+    const former = new URL(ownerUrl);
+    former.username = 'fieldkeep_service';
+    former.password = 'x';
+    await assert.rejects(ask(former.href, 'select 1'), { code: /^28/ });
   });
 
   it('gives whoever looks for stray envelopes a role that reads everything and changes nothing', async () => {
     const secretsFile = join(home, 'postgres.json');
-    const { readerPassword, ...older } = JSON.parse(readFileSync(secretsFile, 'utf8')) as { readerPassword: string };
-    assert.match(readerPassword, /^[\w-]{32}$/);
+    const { passwords, ...rest } = JSON.parse(readFileSync(secretsFile, 'utf8')) as {
+      passwords: Record<string, string>;
+    };
+    assert.match(passwords['reader']!, /^[\w-]{32}$/);
+    const older = { ...rest, ownerPassword: passwords['owner'], servicePassword: 'x' };
     const before = await start();
     await ask(before.ownerUrl, 'drop owned by fieldkeep_reader');
     await ask(before.ownerUrl, 'drop role fieldkeep_reader');

@@ -58,7 +58,13 @@ describe('a clock that jumps', () => {
   beforeEach(async () => {
     bench = await openBench();
     const { rootKeys, policy, log } = bench.service;
-    other = await openService({ databaseUrl: bench.database.serviceUrl, rootKeys, policy, log });
+    other = await openService({
+      databaseUrl: bench.database.workerUrl,
+      rows: new Map([[undefined, bench.database.rowsUrl]]),
+      rootKeys,
+      policy,
+      log,
+    });
     clock = makeClock();
     [errors, bosses, workers] = [[], [], []];
     wake = () => undefined;

@@ -31,7 +31,7 @@ describe('the workers', () => {
   beforeEach(async () => {
     bench = await openBench();
     errors = [];
-    boss = await openBoss(bench.database.serviceUrl, (error) => errors.push(error));
+    boss = await openBoss(bench.database.workerUrl, (error) => errors.push(error));
   });
   afterEach(async () => {
     await workers?.stop();
@@ -130,7 +130,7 @@ describe('the workers', () => {
     };
     policy.columns.unshift({ ...policy.columns[1]!, table: 'demo.a' });
     await bench.owner.query('create table demo.a (like demo.employees including all)');
-    await bench.owner.query(`grant select, update on demo.a to ${new URL(bench.database.serviceUrl).username}`);
+    await bench.owner.query(`grant select, update on demo.a to ${new URL(bench.database.rowsUrl).username}`);
     bench.service.policy = parsePolicy(JSON.stringify(policy));
     bench.service.catalog = await loadCatalog(bench.service.targets, bench.service.policy.columns);
     assert.ok(bench.service.catalog.tables.has('demo.a'));
@@ -163,7 +163,7 @@ describe('the workers', () => {
       bench.owner.query(
         `select pg_terminate_backend(pid) from pg_stat_activity
          where usename = $1 and datname = current_database() and random() < 0.7`,
-        [new URL(bench.database.serviceUrl).username],
+        [new URL(bench.database.rowsUrl).username],
       );
     let cutting = true;
     const trouble = (async () => {

@@ -21,7 +21,7 @@ describe('a backup of wrapped keys', () => {
   after(() => it_.close());
   beforeEach(async () => {
     fresh = await createDatabase();
-    pool = openPool(fresh.serviceUrl, { max: 2, name: 'test' });
+    pool = openPool(fresh.workerUrl, { max: 2, name: 'test' });
   });
   afterEach(async () => {
     await pool.end();

@@ -67,7 +67,7 @@ describe('the keyring', () => {
 
   beforeEach(async () => {
     database = await createDatabase();
-    pool = openPool(database.serviceUrl, { max: 8, name: 'test' });
+    pool = openPool(database.workerUrl, { max: 8, name: 'test' });
     owner = openPool(database.ownerUrl, { max: 2, name: 'owner' });
     folder = mkdtempSync(join(tmpdir(), 'fieldkeep-keyring-'));
     const real = await openEmbeddedRootKeys(join(folder, 'root-keys.json'));

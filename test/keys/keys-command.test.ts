@@ -40,7 +40,7 @@ describe('npm run keys', function () {
       cwd: root,
       env: {
         ...process.env,
-        ...{ DATABASE_URL: on.serviceUrl, DATABASE_OWNER_URL: on.ownerUrl, VAULT_ADDR: '', NODE_ENV: '', ...env },
+        ...{ DATABASE_URL: on.workerUrl, DATABASE_OWNER_URL: on.ownerUrl, VAULT_ADDR: '', NODE_ENV: '', ...env },
       },
     });
     let [out, err] = ['', ''];

@@ -7,7 +7,6 @@ import { join } from 'node:path';
 import { DataKey } from '../../src/crypto/data-key.ts';
 import { openEmbeddedRootKeys } from '../../src/keys/embedded.ts';
 import type { RootKeys } from '../../src/keys/root-keys.ts';
-import { parseWanted } from '../../src/keys/store.ts';
 import { createDatabase, type TestDatabase } from '../support/database.ts';
 import { examine } from '../../src/service.ts';
 import { entriesOf, openTestService, type TestService, type TestServiceOptions } from '../support/service.ts';
@@ -244,33 +243,5 @@ describe('a key that seals for a target', function () {
     const other = await api.call('operator', 'GET', '/v1/keys/ssn');
     assert.ok(!other.text.includes('mirror'), 'families without columns there are not concerned');
     assert.ok((await examine(api.service)).warnings.includes(told[0]!));
-  });
-
-  it('is wanted by notices of any shape without harm', async () => {
-    const it_ = await start();
-    for (const [payload, wanted] of [
-      ['["acme","bank",1]', { tenant: 'acme', family: 'bank', version: 1 }],
-      ['["acme","bank",1,"hr"]', { tenant: 'acme', family: 'bank', version: 1, target: 'hr' }],
-      ['["acme","bank",1,7,"later"]', { tenant: 'acme', family: 'bank', version: 1 }],
-      ['["","bank",1,"hr"]', undefined],
-      ['{"tenant":"acme"}', undefined],
-      ['nonsense', undefined],
-    ] as const) {
-      assert.deepEqual(parseWanted(payload), wanted);
-    }
-    const notify = (payload: unknown[]) =>
-      it_.owner.query('select pg_notify($1, $2)', ['fieldkeep_keys_wanted', JSON.stringify(payload)]);
-    const deadline = performance.now() + 5_000;
-    const count = async () => (await it_.owner.query('select 1 from fieldkeep.data_keys')).rowCount;
-    while ((await count()) !== 2 && performance.now() < deadline) {
-      await notify(['acme', 'ssn', 1, 'hr']); // the policy has no ssn column there
-      await notify(['acme', 'bank', 1, 'nowhere']);
-      await sleep(50); // it may not be listening yet
-    }
-    assert.equal(await count(), 2);
-    assert.deepEqual(
-      (await listKept(hr)).filter((key) => key.includes('ssn')),
-      [],
-    );
   });
 });

@@ -30,22 +30,22 @@ export interface Customer {
 /** What its owner runs there; more than once does no harm. */
 export async function prepare({ owner, database }: Pick<Customer, 'owner' | 'database'>): Promise<void> {
   const sql = readFileSync(new URL('../../migrations/target.sql', import.meta.url), 'utf8');
-  await owner.query(sql.replaceAll(':service', quoteIdentifier(roleOf(database.serviceUrl))));
+  await owner.query(sql.replaceAll(':service', quoteIdentifier(roleOf(database.workerUrl))));
 }
 
 export async function openCustomer(): Promise<Customer> {
   const database = await createTarget();
   const owner = openPool(database.ownerUrl, { max: 2, name: 'owner' });
-  const service = roleOf(database.serviceUrl);
+  const service = roleOf(database.workerUrl);
   await owner.query(`create schema app; create table app.people (id bigint primary key, tenant text not null, bank text);
     grant usage on schema app to ${service}; grant select, update (bank) on app.people to ${service};
     create index on app.people (fieldkeep.fe_version(bank), id)`);
-  const proxy = await openProxy(database.serviceUrl);
+  const proxy = await openProxy(database.workerUrl);
   return {
     database,
     owner,
     proxy,
-    url: proxy.through(database.serviceUrl),
+    url: proxy.through(database.workerUrl),
     async close() {
       await proxy.close();
       await owner.end();

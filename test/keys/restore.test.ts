@@ -99,7 +99,7 @@ const withPools = async <T>(customers: Customers, use: (mirrors: Map<string, Poo
 };
 
 async function restore(customers: Customers, database: TestDatabase): Promise<Restored> {
-  const pool = openPool(database.serviceUrl, { max: 2, name: 'test' });
+  const pool = openPool(database.workerUrl, { max: 2, name: 'test' });
   try {
     return await withPools(customers, (mirrors) => restoreFromMirrors(pool, mirrors, policy));
   } finally {
@@ -171,7 +171,7 @@ describe('a database that is lost', function () {
       cwd: root,
       env: {
         ...process.env,
-        ...{ DATABASE_URL: database.serviceUrl, DATABASE_OWNER_URL: database.ownerUrl, VAULT_ADDR: '', NODE_ENV: '' },
+        ...{ DATABASE_URL: database.workerUrl, DATABASE_OWNER_URL: database.ownerUrl, VAULT_ADDR: '', NODE_ENV: '' },
         ...{ FIELDKEEP_POLICY: policyFile, TARGET_HR_URL: customers.hr.url, TARGET_CRM_URL: customers.crm.url, ...env },
       },
     });

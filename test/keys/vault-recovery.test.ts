@@ -38,7 +38,7 @@ describeVault(
     /** A database that has only what `npm run keys -- import` brings. */
     async function openImported(server: VaultServer): Promise<TestService> {
       const database = await createDatabase();
-      const pool = openPool(database.serviceUrl, { max: 1, name: 'import' });
+      const pool = openPool(database.workerUrl, { max: 1, name: 'import' });
       await importKeys(pool, parseBackup(backup));
       await pool.end();
       const it_ = await openAtServer(server, { database });

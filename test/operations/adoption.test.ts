@@ -37,7 +37,7 @@ describe('operations/adoption', () => {
       alter table demo.employees add pay numeric(10,2) not null default 0, add salary_enc text, add plain text;
       insert into demo.employees (tenant, name, pay)
         select 'acme', 'n', case n when 60 then ${canary} else n * 1.5 end from generate_series(1, 60) n;
-      grant select (pay, salary_enc, plain), update (pay, salary_enc, plain) on demo.employees to ${roleOf(it_.database.serviceUrl)}`);
+      grant select (pay, salary_enc, plain), update (pay, salary_enc, plain) on demo.employees to ${roleOf(it_.database.rowsUrl)}`);
   });
   after(() => it_.close());
 
@@ -220,13 +220,13 @@ describe('operations/adoption', () => {
     const remake = async (type: string) =>
       await it_.owner.query(`
         alter table demo.employees drop pay cascade; alter table demo.employees add pay ${type};
-        grant select (pay), update (pay) on demo.employees to ${roleOf(it_.database.serviceUrl)}; ${triggers('pay')}`);
+        grant select (pay), update (pay) on demo.employees to ${roleOf(it_.database.rowsUrl)}; ${triggers('pay')}`);
     await it_.owner.query(
       'drop table demo.heir; create schema hidden; create domain hidden.pay as numeric not null default 1',
     );
     await remake('hidden.pay');
     await refused(/may not .*use its type hidden\.pay/);
-    await it_.owner.query(`grant usage on schema hidden to ${roleOf(it_.database.serviceUrl)}`);
+    await it_.owner.query(`grant usage on schema hidden to ${roleOf(it_.database.rowsUrl)}`);
     await refused(/Column pay of table demo\.employees is NOT NULL, by itself, by its domain/, 'finish');
     await it_.owner.query('create type demo.pair as (a numeric, b text)');
     await remake('demo.pair');

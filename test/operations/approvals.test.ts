@@ -281,8 +281,8 @@ describe('approvals through two processes', () => {
   it('make one approval of equal requests, count every decision once, and run once', async () => {
     const database = await createDatabase();
     const [one, two] = [
-      await openTestService({ database, role: 'api' }),
-      await openTestService({ database, role: 'api' }),
+      await openTestService({ database, workers: false }),
+      await openTestService({ database, workers: false }),
     ];
     const each = (path: string, body: object, names: readonly string[], headers: Record<string, string> = {}) =>
       Promise.all(

@@ -52,7 +52,7 @@ export interface Approving {
 }
 
 export async function openApproving(): Promise<Approving> {
-  const it_ = await openTestService({ policy: makePolicy(), role: 'api' });
+  const it_ = await openTestService({ policy: makePolicy(), workers: false });
   let woken = 0;
   it_.service.wake = () => void (woken += 1);
   const bench: Approving = {

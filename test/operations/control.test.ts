@@ -9,7 +9,7 @@ describe('pause, resume and cancel', () => {
   let it_: TestService;
   let woken = 0;
   before(async () => {
-    it_ = await openTestService({ role: 'api' });
+    it_ = await openTestService({ workers: false });
     it_.service.wake = () => void (woken += 1);
   });
   after(() => it_.close());

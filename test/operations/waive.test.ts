@@ -104,7 +104,7 @@ describe('approvals where the policy has too few people', () => {
     it(`refuses a waiver: ${name}`, async () => {
       const changed = shippedFile();
       change(changed);
-      const it_ = await openTestService({ policy: parsePolicy(JSON.stringify(changed)), role: 'api' });
+      const it_ = await openTestService({ policy: parsePolicy(JSON.stringify(changed)), workers: false });
       try {
         const run = await insertBlocked(it_.owner, { family: 'bank', failures: { bank: ['1'] } });
         const reply = await it_.call('operator', 'POST', `/v1/rotations/${run}/failures/waive`, { reason });

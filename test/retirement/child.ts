@@ -2,7 +2,7 @@
  * A process that takes versions of ssn from their rotation to their end, and kills itself (SIGKILL: nothing is cleaned up) at
  * the write that it was told, before it is made or right after:
  *
- *     DATABASE_URL=… DATABASE_OWNER_URL=… node test/retirement/child.ts HOME AT before|after
+ *     DATABASE_URL=… DATABASE_ROWS_URL=… DATABASE_OWNER_URL=… node test/retirement/child.ts HOME AT before|after
  *
  * Exit code 0: a version came to its end without meeting that write.
  */
@@ -16,11 +16,16 @@ import { agree, policyOf } from './retiring.ts';
 import { driveRuns, isGuarded, standingOf, tick } from './end.ts';
 import { beginRotation } from '../rotation/support.ts';
 
-const { DATABASE_URL: databaseUrl = '', DATABASE_OWNER_URL: ownerUrl = '' } = process.env;
+const {
+  DATABASE_URL: databaseUrl = '',
+  DATABASE_ROWS_URL: rowsUrl = '',
+  DATABASE_OWNER_URL: ownerUrl = '',
+} = process.env;
 const [home = '', at = '', when = ''] = process.argv.slice(2);
 const owner = openPool(ownerUrl, { max: 2, name: 'owner' });
 const rootKeys = await openEmbeddedRootKeys(join(home, 'root-keys.json'));
-const service = await openService({ databaseUrl, rootKeys, policy: policyOf(), log: pino({ level: 'silent' }) });
+const rows = new Map([[undefined, rowsUrl]]);
+const service = await openService({ databaseUrl, rows, rootKeys, policy: policyOf(), log: pino({ level: 'silent' }) });
 const faults = new Faults();
 faults.strike = () => process.kill(process.pid, 'SIGKILL');
 const { shop, close } = await openFaultyShop(service, faults);

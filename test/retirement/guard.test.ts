@@ -200,7 +200,7 @@ describe('guards on the tables of a customer, whose role is not ours', () => {
     const name = new URL(target.ownerUrl).pathname.slice(1).replace('customer_test', 'customer_role');
     const admin = openPool(target.ownerUrl, { max: 1, name: 'admin' });
     await admin.query(`create role ${name} login password '${name}'; create schema app authorization ${name}`);
-    await admin.query(`grant usage on schema app to ${quoteIdentifier(roleOf(target.serviceUrl))}`);
+    await admin.query(`grant usage on schema app to ${quoteIdentifier(roleOf(target.workerUrl))}`);
     // The owner of the tables, no superuser, installs the functions.
     await admin.query(
       `alter schema fieldkeep owner to ${name}; alter table fieldkeep.guarded_columns owner to ${name};
@@ -215,9 +215,9 @@ describe('guards on the tables of a customer, whose role is not ours', () => {
        create table app.lines (id bigint primary key, secret text, ${long} text) partition by hash (id);
        create table app.lines_0 partition of app.lines for values with (modulus 2, remainder 0);
        create table app.lines_1 partition of app.lines for values with (modulus 2, remainder 1);
-       grant select, update on app.people, app.lines to ${quoteIdentifier(roleOf(target.serviceUrl))}`,
+       grant select, update on app.people, app.lines to ${quoteIdentifier(roleOf(target.workerUrl))}`,
     );
-    bench = await openBench({ policy, targets: new Map([['hr', target.serviceUrl]]) });
+    bench = await openBench({ policy, targets: new Map([['hr', target.workerUrl]]) });
     for (const table of ['people', 'lines']) {
       for (const id of ['1', '2', '3']) {
         const key = await bench.service.keyring.getOrMake('acme', 'bank', 1);
@@ -270,7 +270,7 @@ describe('guards on the tables of a customer, whose role is not ours', () => {
       );
     }
     const shapes = (await loadCatalog(bench.service.targets, policy.columns)).tables;
-    const [found] = await listConstraints(bench.service.targets.find('hr')!, shapes.get('hr:app.lines')!, long);
+    const [found] = await listConstraints(bench.service.targets.findRows('hr')!, shapes.get('hr:app.lines')!, long);
     assert.deepEqual([found?.version, found?.validated, found?.plaintext], [2, true, false]);
     const envelope = 'fe1.bank.1.AAAA';
     for (const statement of [
@@ -296,12 +296,12 @@ describe('guards on the tables of a customer, whose role is not ours', () => {
     assert.equal((await guardsOf(owner, 'app.lines_1')).length, 2);
     const admin = openPool(target.ownerUrl, { max: 1, name: 'admin' });
     try {
-      const service = quoteIdentifier(roleOf(target.serviceUrl));
-      await admin.query(`create role other_${roleOf(target.serviceUrl)} nologin`).catch(() => undefined);
-      await admin.query(`alter function fieldkeep.fe_guard_add owner to other_${roleOf(target.serviceUrl)}`);
+      const service = quoteIdentifier(roleOf(target.workerUrl));
+      await admin.query(`create role other_${roleOf(target.workerUrl)} nologin`).catch(() => undefined);
+      await admin.query(`alter function fieldkeep.fe_guard_add owner to other_${roleOf(target.workerUrl)}`);
       await admin.query(
-        `grant usage on schema fieldkeep, app to other_${roleOf(target.serviceUrl)};
-         grant select on fieldkeep.guarded_columns to other_${roleOf(target.serviceUrl)}`,
+        `grant usage on schema fieldkeep, app to other_${roleOf(target.workerUrl)};
+         grant select on fieldkeep.guarded_columns to other_${roleOf(target.workerUrl)}`,
       );
       await rotate(bench, 'bank');
       await look(bench);
@@ -315,9 +315,7 @@ describe('guards on the tables of a customer, whose role is not ours', () => {
       assert.match((await listProblems(bench.service.pool, 'bank'))[0]!.problem, /lacks fieldkeep\.fe_guard_add/);
       assert.deepEqual(await guardsOf(owner, 'app.people'), [['fe_guard_secret_3', true]], 'what stood stands');
     } finally {
-      await admin.query(
-        `drop owned by other_${roleOf(target.serviceUrl)}; drop role other_${roleOf(target.serviceUrl)}`,
-      );
+      await admin.query(`drop owned by other_${roleOf(target.workerUrl)}; drop role other_${roleOf(target.workerUrl)}`);
       await admin.end();
     }
   });

@@ -31,7 +31,7 @@ describe('a process that is killed on a version’s way out', () => {
   before(async () => {
     database = await createDatabase();
     owner = openPool(database.ownerUrl, { max: 2, name: 'owner' });
-    pool = openPool(database.serviceUrl, { max: 2, name: 'check' });
+    pool = openPool(database.workerUrl, { max: 2, name: 'check' });
     home = mkdtempSync(join(tmpdir(), 'fieldkeep-retire-'));
     const bench = await openBench({ database, home });
     await fill(owner, rows, valueOf);
@@ -49,7 +49,8 @@ describe('a process that is killed on a version’s way out', () => {
   /** True when it was killed. */
   async function runChild(at: number, when: 'before' | 'after'): Promise<boolean> {
     const file = fileURLToPath(new URL('./child.ts', import.meta.url));
-    const env = { ...process.env, DATABASE_URL: database.serviceUrl, DATABASE_OWNER_URL: database.ownerUrl };
+    const { workerUrl, rowsUrl, ownerUrl } = database;
+    const env = { ...process.env, DATABASE_URL: workerUrl, DATABASE_ROWS_URL: rowsUrl, DATABASE_OWNER_URL: ownerUrl };
     const child = spawn(process.execPath, [file, home, String(at), when], { env, stdio: ['ignore', 'ignore', 'pipe'] });
     let told = '';
     child.stderr.on('data', (chunk: Buffer) => (told += String(chunk)));

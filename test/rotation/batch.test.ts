@@ -15,7 +15,7 @@ describe('the batch statement', () => {
   });
 
   const columns = ['ssn', 'ssn_eq'];
-  const target = () => bench.service.targets.find(undefined)!;
+  const target = () => bench.service.targets.findRows(undefined)!;
   const table = () => bench.service.catalog.tables.get('demo.employees')!;
   const read = (): Promise<Row[]> =>
     readBatch(target(), table(), { columns, stale: [{ column: 'ssn', value: [0] }], rowsMax: 100 });

@@ -52,7 +52,7 @@ describe('what a census must not overlook', () => {
     const { owner, service } = bench;
     await owner.query('create table demo.heir () inherits (demo.employees)');
     const table = service.catalog.tables.get('demo.employees')!;
-    const isWaitedFor = async () => !(await waitOutWriters(service.targets.find(undefined)!, table, 50));
+    const isWaitedFor = async () => !(await waitOutWriters(service.targets.findRows(undefined)!, table, 50));
     assert.equal(await isWaitedFor(), false);
     const writer = await owner.connect();
     try {

@@ -9,7 +9,7 @@ describe('fe_version', () => {
   let client: Awaited<ReturnType<typeof connect>>;
   before(async () => {
     database = await createDatabase();
-    client = await connect(database.serviceUrl, { name: 'test' });
+    client = await connect(database.workerUrl, { name: 'test' });
   });
   after(async () => {
     await client.end();

@@ -1,6 +1,6 @@
 /** A shop in which something happens between the statements on the customer's tables. */
 import type { Client, Pool } from '../../src/db.ts';
-import type { Targets } from '../../src/targets/targets.ts';
+import type { TargetName, Targets } from '../../src/targets/targets.ts';
 import type { Service } from '../../src/service.ts';
 
 export interface Moments {
@@ -50,11 +50,11 @@ export function interceptPool(pool: Pool, run: Run): Pool {
 
 /** Every database of the customer's. */
 export function interceptTargets(targets: Targets, run: Run): Targets {
-  const find: Targets['find'] = (name) => {
-    const pool = targets.find(name);
-    return pool && interceptPool(pool, run);
-  };
-  return replace(targets, { find });
+  const intercept = (pool: Pool | undefined) => pool && interceptPool(pool, run);
+  return replace(targets, {
+    find: (name: TargetName) => intercept(targets.find(name)),
+    findRows: (name: TargetName) => intercept(targets.findRows(name)),
+  });
 }
 
 const isRead = (text: string) => /^\s*select\b[^]*\border by\b[^]*\blimit\b/i.test(text) && !/\boffset\b/i.test(text);

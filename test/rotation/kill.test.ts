@@ -43,7 +43,9 @@ describe('a service that is killed in the middle of a rotation', () => {
       VAULT_ADDR: '',
       FIELDKEEP_HOME: home,
       PORT: '0',
-      DATABASE_URL: database.serviceUrl,
+      DATABASE_URL: database.apiUrl,
+      DATABASE_WORKER_URL: database.workerUrl,
+      DATABASE_ROWS_URL: database.rowsUrl,
       DATABASE_OWNER_URL: database.ownerUrl,
     };
     child = spawn(process.execPath, [main], { env, stdio: ['ignore', 'ignore', 'inherit'] });
@@ -108,7 +110,7 @@ describe('a service that is killed in the middle of a rotation', () => {
     await waitFor(`exists (select from fieldkeep.rotations where family = 'ssn' and done_at is not null)`, 'done');
     await kill();
 
-    const pool = openPool(database.serviceUrl, { max: 2, name: 'check' });
+    const pool = openPool(database.workerUrl, { max: 2, name: 'check' });
     const rootKeys = await openEmbeddedRootKeys(join(home, 'root-keys.json'));
     const keyring = await Keyring.open({ pool, rootKeys, onError: (error) => assert.fail(String(error)) });
     try {

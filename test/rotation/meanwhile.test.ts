@@ -172,7 +172,7 @@ describe('what an application does meanwhile', () => {
     for (const [row, found] of await listRows()) await checkRow(found, 2, valueOf(row));
   });
 
-  const roleName = () => new URL(bench.database.serviceUrl).username;
+  const roleName = () => new URL(bench.database.rowsUrl).username;
 
   /** The run after a few rounds of the workers, who note why a range failed and try again. */
   async function tryAgain(id: string): Promise<Awaited<ReturnType<typeof viewRun>>> {

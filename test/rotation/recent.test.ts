@@ -74,7 +74,7 @@ describe('rows that were opened lately', () => {
     const shape = it_.service.catalog.tables.get(table)!;
     const stale = [{ column, value: [version] }];
     const request = { columns: [], stale, rowsMax: 7, ...(after !== undefined && { after }) };
-    return readBatch(it_.service.targets.find(undefined)!, shape, request);
+    return readBatch(it_.service.targets.findRows(undefined)!, shape, request);
   };
 
   it('are found by single calls, batches and matches, each under its own tenant', async () => {

@@ -8,7 +8,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pino } from 'pino';
-import { connect, migrate, openPool, roleOf, type Pool } from '../../src/db.ts';
+import { connect, openPool, roleOf, type Pool } from '../../src/db.ts';
+import { migrate } from '../../src/migrate.ts';
 import { placePostgres } from '../../src/embedded/postgres-place.ts';
 import { findPort, startPostgres, type EmbeddedPostgres } from '../../src/embedded/postgres.ts';
 import { openEmbeddedRootKeys } from '../../src/keys/embedded.ts';
@@ -41,7 +42,7 @@ describe('a replica that is behind', () => {
   async function startStandby(): Promise<void> {
     const settings = { fsync: 'off', wal_receiver_status_interval: '1s' };
     primary = await startPostgres({ home, settings });
-    await migrate(primary.ownerUrl, roleOf(primary.serviceUrl), () => undefined);
+    await migrate(primary.ownerUrl, {}, () => undefined);
     await primary.stop();
     const { id } = JSON.parse(readFileSync(join(home, 'postgres.json'), 'utf8')) as { id: string };
     const place = placePostgres(home, id);
@@ -92,12 +93,18 @@ describe('a replica that is behind', () => {
     chmodSync(home, 0o711);
     await startStandby();
     owner = openPool(primary.ownerUrl, { max: 2, name: 'owner' });
-    await owner.query(`grant pg_read_all_stats to ${roleOf(primary.serviceUrl)}`);
+    await owner.query(`grant pg_read_all_stats to ${roleOf(primary.rowsUrl)}`);
     const rootKeys = await openEmbeddedRootKeys(join(home, 'root-keys.json'));
     const rotation = { lagMibMax: 1 };
     const policy = changePolicy({ classes: { ssn: { rotation }, bank: { rotation }, salary: { rotation } } });
     const log = pino({ level: 'silent' });
-    service = await openService({ databaseUrl: primary.serviceUrl, rootKeys, policy, log });
+    service = await openService({
+      databaseUrl: primary.workerUrl,
+      rows: new Map([[undefined, primary.rowsUrl]]),
+      rootKeys,
+      policy,
+      log,
+    });
     await tell('select pg_wal_replay_pause()');
   });
   after(async () => {
@@ -116,7 +123,7 @@ describe('a replica that is behind', () => {
     const count = 6_000;
     await fill(owner, count, (id) => `536-22-${id}`);
     const deadline = performance.now() + 20_000;
-    while ((await findLagMib(service.targets.find(undefined)!)) <= 1) {
+    while ((await findLagMib(service.targets.findRows(undefined)!)) <= 1) {
       assert.ok(performance.now() < deadline, 'the standby is seen to be behind');
       await sleep(100);
     }

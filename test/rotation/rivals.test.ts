@@ -35,7 +35,13 @@ describe('rival workers', () => {
     bench = await openBench();
     const { service, database } = bench;
     const { rootKeys, policy, log } = service;
-    other = await openService({ databaseUrl: database.serviceUrl, rootKeys, policy, log });
+    other = await openService({
+      databaseUrl: database.workerUrl,
+      rows: new Map([[undefined, database.rowsUrl]]),
+      rootKeys,
+      policy,
+      log,
+    });
   });
   afterEach(async () => {
     await other.close();
@@ -121,7 +127,7 @@ describe('rival workers', () => {
     const policy = changePolicy({ columns: [...columns, ...more], classes });
     for (const table of tables.slice(1)) {
       await bench.owner.query(`create table ${table} (like demo.employees including all)`);
-      await bench.owner.query(`grant select, update on ${table} to ${new URL(bench.database.serviceUrl).username}`);
+      await bench.owner.query(`grant select, update on ${table} to ${new URL(bench.database.rowsUrl).username}`);
     }
     for (const service of [bench.service, other]) await adoptPolicy(service, policy);
     await fill(bench.owner, 1_500, valueOf);
@@ -135,7 +141,7 @@ describe('rival workers', () => {
       const shop = withMoments(service, {
         beforeWrite: () => Promise.resolve(void holders.add(service.instanceId)),
       });
-      const boss = await openBoss(bench.database.serviceUrl, (error) => errors.push(error));
+      const boss = await openBoss(bench.database.workerUrl, (error) => errors.push(error));
       workers.push(
         await startWorkers(
           boss,

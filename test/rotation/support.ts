@@ -44,7 +44,8 @@ export async function openBench({ policy = shippedPolicy, targets, ...given }: B
   const rootKeys = await openEmbeddedRootKeys(join(folder, 'root-keys.json'));
   const log = pino({ level: 'silent' });
   const service = await openService({
-    ...{ databaseUrl: database.serviceUrl, rootKeys, policy, log },
+    ...{ databaseUrl: database.workerUrl, rootKeys, policy, log },
+    rows: new Map([[undefined, database.rowsUrl]]),
     ...(targets !== undefined && { targets }),
   });
   const owner = openPool(database.ownerUrl, { max: 4, name: 'owner', statementTimeoutMs: 60_000 });

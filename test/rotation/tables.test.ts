@@ -99,8 +99,8 @@ describe('tables in a target', () => {
   before(async () => {
     target = await createTarget();
     owner = openPool(target.ownerUrl, { max: 2, name: 'customer' });
-    for (const table of tables) await make(owner, roleOf(target.serviceUrl), table);
-    bench = await openBench({ policy, targets: new Map([['hr', target.serviceUrl]]) });
+    for (const table of tables) await make(owner, roleOf(target.workerUrl), table);
+    bench = await openBench({ policy, targets: new Map([['hr', target.workerUrl]]) });
   });
   after(async () => {
     await bench.close();
@@ -164,7 +164,7 @@ describe('tables in a target', () => {
 
   it('that are gone, hidden or not prepared are told by name, and everything else goes on', async () => {
     await owner.query('alter table public.notes rename to elsewhere');
-    await owner.query(`revoke update (secret) on public.documents from ${roleOf(target.serviceUrl)}`);
+    await owner.query(`revoke update (secret) on public.documents from ${roleOf(target.workerUrl)}`);
     await owner.query('update public.people set secret = $1 where id = 1000000007', ['plain again']);
     const catalog = await loadCatalog(bench.service.targets, policy.columns);
     assert.match(catalog.problems.get('hr:public.notes')!, /does not exist/);
@@ -179,7 +179,7 @@ describe('tables in a target', () => {
     );
     assert.match(people[0]!.secret, /^fe1\.bank\.2\./, 'the others went on');
     await owner.query('alter table public.elsewhere rename to notes');
-    await owner.query(`grant update (secret) on public.documents to ${roleOf(target.serviceUrl)}`);
+    await owner.query(`grant update (secret) on public.documents to ${roleOf(target.workerUrl)}`);
     await bench.owner.query(`update fieldkeep.rotations set blocked_at = 'epoch' where id = $1`, [id]);
     bench.service.catalog = await loadCatalog(bench.service.targets, policy.columns);
     assert.equal((await drive(bench.service, id, (each) => each.phase === 'done')).phase, 'done');
@@ -189,6 +189,7 @@ describe('tables in a target', () => {
     const other = await loadCatalog(
       {
         find: (name) => (name === undefined ? bench.service.targets.find(undefined) : undefined),
+        findRows: () => undefined,
         close: () => Promise.resolve(),
       },
       policy.columns,

@@ -19,7 +19,7 @@ describe('rotation/write', () => {
   });
 
   const columns = ['ssn'];
-  const target = () => bench.service.targets.find(undefined)!;
+  const target = () => bench.service.targets.findRows(undefined)!;
   const table = () => bench.service.catalog.tables.get('demo.employees')!;
   const to = (more: Partial<Destination> = {}): Destination => ({
     ...{ db: target(), table: table(), columns: { read: columns, written: columns }, skipLocked: true },

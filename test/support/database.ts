@@ -6,20 +6,25 @@ import { randomBytes } from 'node:crypto';
 import { mkdtempSync, readFileSync, rmSync, chmodSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { connect, migrate, quoteIdentifier, roleOf } from '../../src/db.ts';
+import { connect, quoteIdentifier, roleOf } from '../../src/db.ts';
+import { duties, migrate, type Duty } from '../../src/migrate.ts';
 import { startPostgres } from '../../src/embedded/postgres.ts';
 import { migrateQueues } from '../../src/jobs/queues.ts';
 
-export interface TestDatabase {
+/** The URLs of the logins of each duty. */
+interface Logins {
   readonly ownerUrl: string;
-  readonly serviceUrl: string;
+  readonly apiUrl: string;
+  readonly workerUrl: string;
+  readonly rowsUrl: string;
+}
+
+export interface TestDatabase extends Logins {
   drop(): Promise<void>;
 }
 
 /** What the processes of a run have to know of the server. */
-interface Cluster {
-  readonly ownerUrl: string;
-  readonly serviceUrl: string;
+interface Cluster extends Logins {
   readonly template: string;
 }
 
@@ -37,20 +42,35 @@ async function admin(ownerUrl: string, statements: readonly string[]): Promise<v
   }
 }
 
-interface Server {
-  readonly ownerUrl: string;
-  readonly serviceUrl: string;
+interface Server extends Logins {
   stop(): Promise<void>;
 }
 
-/** The role that the tests' services connect as, on a server that was given to us. */
+/** The roles that the tests' services connect as, on a server that was given to us. */
 async function borrow(ownerUrl: string): Promise<Server> {
-  const role = `fieldkeep_test_${randomBytes(4).toString('hex')}`;
-  await admin(ownerUrl, [`create role ${role} login password '${role}'`]);
-  const serviceUrl = new URL(ownerUrl);
-  serviceUrl.username = role;
-  serviceUrl.password = role;
-  return { ownerUrl, serviceUrl: serviceUrl.href, stop: () => Promise.resolve() };
+  const suffix = randomBytes(4).toString('hex');
+  const urls: Partial<Record<Duty, string>> = {};
+  for (const duty of duties) {
+    const role = `fieldkeep_test_${duty}_${suffix}`;
+    await admin(ownerUrl, [`create role ${role} login password '${role}'`]);
+    const url = new URL(ownerUrl);
+    url.username = url.password = role;
+    urls[duty] = url.href;
+  }
+  return { ownerUrl, apiUrl: urls.api!, workerUrl: urls.worker!, rowsUrl: urls.rows!, stop: () => Promise.resolve() };
+}
+
+/** As a process with the owner's rights does it. */
+export async function migrateAll({ ownerUrl, apiUrl, workerUrl, rowsUrl }: Logins): Promise<void> {
+  const roles = { api: roleOf(apiUrl), worker: roleOf(workerUrl), rows: roleOf(rowsUrl) };
+  await migrate(ownerUrl, roles, () => undefined);
+  await migrateQueues(ownerUrl, roles.worker);
+}
+
+/** The same logins in another database of the server. */
+function inDatabase({ ownerUrl, apiUrl, workerUrl, rowsUrl }: Logins, name: string): Logins {
+  const at = (url: string) => withDatabase(url, name);
+  return { ownerUrl: at(ownerUrl), apiUrl: at(apiUrl), workerUrl: at(workerUrl), rowsUrl: at(rowsUrl) };
 }
 
 async function embed(): Promise<Server> {
@@ -73,11 +93,9 @@ export async function startCluster(): Promise<() => Promise<void>> {
   const server = url === undefined ? await embed() : await borrow(url);
   const template = `fieldkeep_template_${randomBytes(4).toString('hex')}`;
   await admin(server.ownerUrl, [`create database ${template}`]);
-  const ownerUrl = withDatabase(server.ownerUrl, template);
-  await migrate(ownerUrl, roleOf(server.serviceUrl), () => undefined);
-  await migrateQueues(ownerUrl, roleOf(server.serviceUrl));
-  const { serviceUrl } = server;
-  process.env[variable] = JSON.stringify({ ownerUrl: server.ownerUrl, serviceUrl, template } satisfies Cluster);
+  await migrateAll(inDatabase(server, template));
+  const { ownerUrl, apiUrl, workerUrl, rowsUrl } = server;
+  process.env[variable] = JSON.stringify({ ownerUrl, apiUrl, workerUrl, rowsUrl, template } satisfies Cluster);
   return async () => {
     await admin(server.ownerUrl, [`drop database if exists ${template} with (force)`]);
     await server.stop();
@@ -100,13 +118,13 @@ let cloning: Promise<void> = Promise.resolve();
 
 /** A migrated database with nothing in it. */
 export async function createDatabase(): Promise<TestDatabase> {
-  const { ownerUrl, serviceUrl, template } = getCluster();
+  const cluster = getCluster();
+  const { ownerUrl, template } = cluster;
   const name = `fieldkeep_test_${randomBytes(6).toString('hex')}`;
   cloning = cloning.then(() => admin(ownerUrl, [`create database ${name} template ${template}`]));
   await cloning;
   return {
-    ownerUrl: withDatabase(ownerUrl, name),
-    serviceUrl: withDatabase(serviceUrl, name),
+    ...inDatabase(cluster, name),
     drop: () => admin(ownerUrl, [`drop database if exists ${name} with (force)`]),
   };
 }
@@ -114,14 +132,14 @@ export async function createDatabase(): Promise<TestDatabase> {
 /** A server of its own, migrated: what it writes to its log is nobody else's. */
 export async function createServer(): Promise<TestDatabase> {
   const server = await embed();
-  const { ownerUrl, serviceUrl } = server;
-  await migrate(ownerUrl, roleOf(serviceUrl), () => undefined);
-  return { ownerUrl, serviceUrl, drop: () => server.stop() };
+  await migrateAll(server);
+  return { ...server, drop: () => server.stop() };
 }
 
 /** A database of a customer's: nothing of ours in it but what its owner installs by migrations/target.sql, if `prepared`. */
 export async function createTarget(prepared = true): Promise<TestDatabase> {
-  const { ownerUrl, serviceUrl } = getCluster();
+  const cluster = getCluster();
+  const { ownerUrl, workerUrl } = cluster;
   const name = `customer_test_${randomBytes(6).toString('hex')}`;
   await admin(ownerUrl, [`create database ${name}`]);
   const sql = readFileSync(new URL('../../migrations/target.sql', import.meta.url), 'utf8');
@@ -129,14 +147,13 @@ export async function createTarget(prepared = true): Promise<TestDatabase> {
   if (prepared) {
     const client = await connect(target, { name: 'target' });
     try {
-      await client.query(sql.replaceAll(':service', quoteIdentifier(roleOf(serviceUrl))));
+      await client.query(sql.replaceAll(':service', quoteIdentifier(roleOf(workerUrl))));
     } finally {
       await client.end();
     }
   }
   return {
-    ownerUrl: target,
-    serviceUrl: withDatabase(serviceUrl, name),
+    ...inDatabase(cluster, name),
     drop: () => admin(ownerUrl, [`drop database if exists ${name} with (force)`]),
   };
 }

@@ -10,12 +10,12 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { migrate, openPool, roleOf, type Pool } from '../../src/db.ts';
+import { openPool, type Pool } from '../../src/db.ts';
 import { isRunning } from '../../src/embedded/home.ts';
 import { openIssuer, type Issuer } from '../../src/embedded/issuer.ts';
 import { startPostgres, type EmbeddedPostgres } from '../../src/embedded/postgres.ts';
-import { migrateQueues } from '../../src/jobs/queues.ts';
 import { Keyring } from '../../src/keys/keyring.ts';
+import { migrateAll } from './database.ts';
 import { loginAs, openAt, openVaultServer, setUp, type VaultServer } from './vault.ts';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
@@ -150,10 +150,9 @@ export class Site {
     await setUp(vault, 'transit', ['ssn', 'bank', 'salary']);
     writeFileSync(join(folder, 'vault-ca.pem'), vault.ca!);
     const postgres = await startPostgres({ home, settings: postgresSettings });
-    await migrate(postgres.ownerUrl, roleOf(postgres.serviceUrl), () => undefined);
-    await migrateQueues(postgres.ownerUrl, roleOf(postgres.serviceUrl));
+    await migrateAll(postgres);
     const owner = openPool(postgres.ownerUrl, { max: 8, name: 'test', statementTimeoutMs: 60_000 });
-    const pool = openPool(postgres.serviceUrl, { max: 2, name: 'test keys' });
+    const pool = openPool(postgres.workerUrl, { max: 2, name: 'test keys' });
     const auth = { method: 'token', token: await loginAs(vault, 'fieldkeep-worker') } as const;
     const { rootKeys } = openAt(vault, { mount: 'transit', auth });
     const keyring = await Keyring.open({ pool, rootKeys, onError: () => undefined });
@@ -182,7 +181,9 @@ export class Site {
       env: {
         ...process.env,
         ...{ FIELDKEEP_HOME: process_.home, PORT: '0', METRICS_PORT: '0', NODE_ENV: 'production', ROLE: role },
-        ...{ DATABASE_URL: this.postgres.serviceUrl, DATABASE_OWNER_URL: this.postgres.ownerUrl },
+        ...(role === 'api'
+          ? { DATABASE_URL: this.postgres.apiUrl }
+          : { DATABASE_URL: this.postgres.workerUrl, DATABASE_ROWS_URL: this.postgres.rowsUrl }),
         ...{ VAULT_ADDR: this.vault.address, VAULT_CACERT: join(this.#folder, 'vault-ca.pem'), VAULT_TOKEN: '' },
         ...this.#logins[role],
       },

@@ -18,7 +18,7 @@ import { startWorkers } from '../../src/jobs/workers.ts';
 import { describeError } from '../../src/errors.ts';
 import { openEmbeddedRootKeys } from '../../src/keys/embedded.ts';
 import type { RootKeys } from '../../src/keys/root-keys.ts';
-import { bindOperations } from '../../src/operations/all.ts';
+import { bindOperations, operate } from '../../src/operations/all.ts';
 import { refuse } from '../../src/operations/perform.ts';
 import { parsePolicy, type Policy } from '../../src/policy/policy.ts';
 import { examine, openService, type Service, type ServiceOptions } from '../../src/service.ts';
@@ -60,7 +60,7 @@ const systemPrincipals = new Set(['operator', 'security-auditor', 'security-lead
 
 export interface TestServiceOptions extends Pick<
   Partial<ServiceOptions>,
-  'policy' | 'role' | 'families' | 'now' | 'targets'
+  'policy' | 'role' | 'families' | 'now' | 'targets' | 'rows'
 > {
   /** A file of this service's own where absent. */
   readonly rootKeys?: RootKeys;
@@ -85,7 +85,8 @@ export async function openTestService(options: TestServiceOptions = {}): Promise
   });
   const log = pino({ level: 'info', base: null }, sink);
   const service = await openService({
-    ...{ databaseUrl: database.serviceUrl, rootKeys, policy, log, role },
+    ...{ databaseUrl: role === 'api' ? database.apiUrl : database.workerUrl, rootKeys, policy, log, role, operate },
+    rows: new Map<string | undefined, string>([[undefined, database.rowsUrl], ...(options.rows ?? [])]),
     ...(families !== undefined && { families }),
     ...(now !== undefined && { now }),
     ...(targets !== undefined && { targets }),
@@ -105,7 +106,7 @@ export async function openTestService(options: TestServiceOptions = {}): Promise
   const { port } = server.address() as AddressInfo;
   const onError = (error: unknown) => log.warn({ error: describeError(error) }, 'A background job failed.');
   const startJobs = async () =>
-    startWorkers(await openBoss(database.serviceUrl, () => undefined), () => service, onError);
+    startWorkers(await openBoss(database.workerUrl, () => undefined), () => service, onError);
   const workers = role === 'api' || options.workers === false ? undefined : await startJobs();
   service.wake = () => workers?.wake();
   const owner = openPool(database.ownerUrl, { max: 4, name: 'owner', statementTimeoutMs: 60_000 });

@@ -22,7 +22,7 @@ describe('targets/catalog', () => {
   before(async () => {
     database = await createDatabase();
     owner = openPool(database.ownerUrl, { max: 2, name: 'owner' });
-    targets = openTargets(database.serviceUrl);
+    targets = openTargets(database.workerUrl);
   });
   after(async () => {
     await targets.close();
@@ -32,7 +32,7 @@ describe('targets/catalog', () => {
 
   /** What stands against the table when it was made by `sql`, with more columns where `more` says so. */
   async function problemOf(sql: string, end = ''): Promise<string | undefined> {
-    const role = roleOf(database.serviceUrl);
+    const role = roleOf(database.workerUrl);
     await owner.query(`create table public.people (id bigint, tenant text, ssn text, ssn_eq text, email text,
       primary key (id)) ${end}; ${sql}; grant select, update on public.people to ${role}`);
     try {
@@ -82,10 +82,10 @@ describe('targets/catalog', () => {
 
   it('a target that lets nobody in is named with its variable, and stops nobody else', async () => {
     const wrong = (part: 'password' | 'pathname') => {
-      return Object.assign(new URL(database.serviceUrl), { [part]: 'none-CANARY' }).href;
+      return Object.assign(new URL(database.workerUrl), { [part]: 'none-CANARY' }).href;
     };
     const told = async (url: string) => {
-      const asked = openTargets(database.serviceUrl, new Map([['hr', url]]));
+      const asked = openTargets(database.workerUrl, new Map([['hr', url]]));
       try {
         const inTarget = { ...columns[0]!, database: 'hr', address: 'hr:public.people' };
         return (await loadCatalog(asked, [inTarget])).problems.get(inTarget.address);

@@ -1,0 +1,116 @@
+/**
+ * The logins that a process uses at Fieldkeep's own database, one for each duty, and whether they are what they should be:
+ * the one that faces agents changes no key, no run and no approval, and none owns the audit log.
+ */
+import type { Logger } from 'pino';
+import type { Config } from './config.ts';
+import { connect, isUnavailable, roleOf, sqlState } from './db.ts';
+import { startPostgres } from './embedded/postgres.ts';
+import { describeError, StartupError } from './errors.ts';
+import { migrateQueues } from './jobs/queues.ts';
+import { isMigrated, listApiExcess, migrate, usualRole, type Roles } from './migrate.ts';
+import type { TargetName } from './targets/targets.ts';
+
+export interface Database {
+  /** Of each duty's login; the same where one login has both duties. */
+  readonly apiUrl: string;
+  readonly workerUrl: string;
+  /** Absent where migrating is left to somebody else, unless the login may. */
+  readonly ownerUrl?: string;
+  /** Logins for rows alone and for reading, by the name of the database; undefined names our own. */
+  readonly rows: ReadonlyMap<TargetName, string>;
+  readonly readers: ReadonlyMap<TargetName, string>;
+  readonly embedded: boolean;
+}
+
+/** `undo` is told how to stop a server that was started for it. */
+export async function openDatabase(config: Config, undo: (() => Promise<void> | void)[]): Promise<Database> {
+  const { databaseUrl: url, databaseOwnerUrl: ownerUrl, rows, readers } = config;
+  if (url !== undefined) {
+    const urls = { apiUrl: url, workerUrl: config.databaseWorkerUrl ?? url, rows, readers, embedded: false };
+    return ownerUrl === undefined ? urls : { ...urls, ownerUrl };
+  }
+  const postgres = await startPostgres({ home: config.home });
+  undo.push(() => postgres.stop());
+  return {
+    ...postgres,
+    rows: new Map<TargetName, string>([[undefined, postgres.rowsUrl], ...rows]),
+    readers: new Map<TargetName, string>([[undefined, postgres.readerUrl], ...readers]),
+    embedded: true,
+  };
+}
+
+/** The logins that this process knows of, by duty; those of others are found by their usual names. */
+function rolesOf({ role }: Config, { apiUrl, workerUrl, rows }: Database): Roles {
+  const rowsUrl = rows.get(undefined);
+  return {
+    ...(role !== 'worker' && { api: roleOf(apiUrl) }),
+    ...(role !== 'api' && { worker: roleOf(workerUrl) }),
+    ...(rowsUrl !== undefined && { rows: roleOf(rowsUrl) }),
+  };
+}
+
+/** Whether the schema is there as this release needs it. Errors: those of the database. */
+async function findMigrated(url: string): Promise<boolean> {
+  const client = await connect(url, { name: 'start' });
+  try {
+    return await isMigrated(client);
+  } catch (error) {
+    if (['42P01', '3F000', '42501'].includes(sqlState(error) ?? '')) return false; // nothing there, or not for us
+    throw error;
+  } finally {
+    await client.end();
+  }
+}
+
+/** With the owner's URL the database is brought up to date; without it, it must be. */
+export async function migrateAll(config: Config, database: Database, log: Logger): Promise<void> {
+  const { apiUrl, workerUrl } = database;
+  const ownUrl = config.role === 'worker' ? workerUrl : apiUrl;
+  try {
+    if (database.ownerUrl === undefined && (await findMigrated(ownUrl))) return;
+    const ownerUrl = database.ownerUrl ?? ownUrl;
+    const roles = rolesOf(config, database);
+    await migrate(ownerUrl, roles, (line) => log.debug(line));
+    await migrateQueues(ownerUrl, roles.worker ?? usualRole('worker'));
+  } catch (error) {
+    if (isUnavailable(error))
+      throw new StartupError('The database cannot be reached: check DATABASE_URL and that it runs.');
+    const { code } = describeError(error);
+    if (code === '28P01' || code === '28000')
+      throw new StartupError('The database refuses the credentials of DATABASE_URL.');
+    if (code === '42501') {
+      throw new StartupError(
+        'The database is not as this release needs it, and this login may not migrate it: set DATABASE_OWNER_URL.',
+      );
+    }
+    throw error;
+  }
+}
+
+/** Says, or in production refuses, that a login may do more than its duty. */
+export async function checkLogins(config: Config, { apiUrl, workerUrl, ownerUrl, embedded }: Database, log: Logger) {
+  if (embedded) return;
+  const found: string[] = [];
+  const owner = ownerUrl === undefined ? undefined : roleOf(ownerUrl);
+  if ([apiUrl, workerUrl].some((url) => roleOf(url) === owner)) {
+    found.push('A login of the service owns its audit log: DATABASE_OWNER_URL must name another role.');
+  }
+  if (config.role !== 'worker') found.push(...(await describeApiExcess(apiUrl)));
+  if (found.length === 0) return;
+  if (config.production) throw new StartupError(found.join(' '));
+  for (const sentence of found) log.warn(sentence);
+}
+
+async function describeApiExcess(url: string): Promise<string[]> {
+  const client = await connect(url, { name: 'start' });
+  try {
+    const excess = await listApiExcess(client);
+    if (excess.length === 0) return [];
+    return [
+      `The login that faces agents, ${roleOf(url)}, may change ${excess.join(', ')}: give each duty a login of its own (docs/roles.md).`,
+    ];
+  } finally {
+    await client.end();
+  }
+}
