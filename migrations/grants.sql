@@ -2,7 +2,10 @@
 
 -- keys
 grant usage on schema fieldkeep to :service;
-grant select, update on fieldkeep.epoch to :service;
+-- (every duty stores entries with writes and adopts policies; UPDATE was granted by earlier releases)
+revoke update on fieldkeep.epoch from :service;
+grant select on fieldkeep.epoch to :service;
+grant execute on function fieldkeep.raise_epoch(), fieldkeep.lock_epoch() to :service;
 grant select, insert, update on fieldkeep.key_families to :service;
 grant select, insert, update on fieldkeep.key_versions to :service;
 grant select, insert, delete, update (mirrored) on fieldkeep.data_keys to :service;
@@ -14,6 +17,8 @@ grant select, insert, delete on fieldkeep.idempotency_keys to :service;
 -- audit: what is written stays
 grant select, insert on fieldkeep.audit_streams, fieldkeep.audit_intake, fieldkeep.audit_unfolded,
   fieldkeep.audit_entries, fieldkeep.audit_items to :service;
+-- (every duty: a writer records what a failover lost of its own stream; unfolding, what earlier releases left behind)
+grant select, insert on fieldkeep.audit_lost to :service;
 grant execute on function fieldkeep.audit_make_partitions() to :service;
 
 -- rotation

@@ -9,6 +9,7 @@ import type { AddressInfo } from 'node:net';
 import { setPriority } from 'node:os';
 import { join } from 'node:path';
 import { destination, pino, type Logger } from 'pino';
+import { countLost } from './audit/loss-store.ts';
 import { readConfig, type Config } from './config.ts';
 import { selfTest } from './crypto/self-test.ts';
 import { isUnavailable, migrate, roleOf } from './db.ts';
@@ -171,13 +172,22 @@ interface Listening {
 }
 
 async function startInside(service: Service, metrics: Metrics, config: Config, undo: Undo[]): Promise<Listening> {
-  const { rootKeys, keeper, keyring } = service;
+  const { rootKeys, keeper, keyring, audit } = service;
   const isVault = rootKeys.kind === 'vault';
   exposeFigures(metrics, () => ({
     ...rootKeys.figures(),
     ...(isVault && { vault_up: keeper.state().problem === undefined ? 1 : 0 }),
     key_unwraps_total: keyring.unwraps,
+    audit_groups_lost_total: audit.losses.lost,
+    audit_groups_resent_total: audit.losses.resent,
+    audit_streams_diverged_total: audit.losses.diverged,
   }));
+  exposeSamples(
+    metrics,
+    'audit',
+    { audit_lost_groups: { text: 'Groups of audit entries that are recorded as lost, in any process.', labels: [] } },
+    async () => [{ name: 'audit_lost_groups', labels: {}, value: await countLost(service.pool) }],
+  );
   exposeSamples(metrics, 'rotations', rotationFigures, () => readFigures(service.pool, keyring.state));
   exposeSamples(metrics, 'retirement', retirementFigures, () => readRetirementFigures(service));
   const { metricsPort: port, metricsHost: host } = config;

@@ -4,6 +4,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import type { Logger } from 'pino';
+import type { Setback } from './audit/compare.ts';
 import { AuditLog } from './audit/log.ts';
 import { startSequencer, type Sequencer } from './audit/sequencer.ts';
 import { waitOutIntake } from './audit/store.ts';
@@ -21,6 +22,7 @@ import { raiseEpoch, type Wanted } from './keys/store.ts';
 import { findClosed } from './keys/version.ts';
 import { watchKeyState } from './keys/watch.ts';
 import type { Policy } from './policy/policy.ts';
+import { present } from './present.ts';
 import { loadCatalog, type Catalog } from './targets/catalog.ts';
 import { Counts } from './rotation/counts.ts';
 import { openSources, type Sources } from './rotation/sources.ts';
@@ -105,8 +107,14 @@ export async function openService(options: ServiceOptions): Promise<Service> {
   const audit = await AuditLog.open(databaseUrl, pool, {
     instanceId,
     onError: warn('A group of audit entries is being sent again.'),
+    onSetback: (setback) => tellSetback(log, setback),
   });
-  const sequencer = startSequencer(pool, warn('Audit entries could not be put in order; trying again.'));
+  const sequencer = startSequencer(
+    pool,
+    warn('Audit entries could not be put in order; trying again.'),
+    ({ stream, first, last }) =>
+      log.error({ stream, first, last }, 'Groups of audit entries are missing; they were recorded as lost.'),
+  );
   const beating = { pool, keyring, id: instanceId, families: families ?? null };
   const heartbeat = startHeartbeat({ ...beating, onError: warn('A heartbeat failed.') });
   const keeper = await watchKeeper(rootKeys, log);
@@ -152,6 +160,19 @@ export async function openService(options: ServiceOptions): Promise<Service> {
   const stopMaking = makes ? await keepFamilies(service) : () => undefined;
   const stopLooking = keepCatalog(service, warn('The registered tables could not be looked at.'));
   return service;
+}
+
+/** The database lacks, or has otherwise, what it had acknowledged: it failed over to a standby that was behind. */
+function tellSetback(log: Logger, { kind, stream, again, moved, lost, diverged }: Setback): void {
+  const facts = { stream, resent: again.length + moved.length, ...present({ lost, diverged }) };
+  if (kind === 'behind')
+    return log.warn(facts, 'The database had lost acknowledged groups of audit entries; all were stored again.');
+  if (kind === 'lost')
+    return log.error(
+      facts,
+      'The database has lost acknowledged groups of audit entries for good; a new stream begins.',
+    );
+  log.error(facts, 'The database has other audit entries than were acknowledged to this process; a new stream begins.');
 }
 
 /** Makes a data key that another process asked for. */
@@ -240,7 +261,7 @@ export async function examine(service: Service): Promise<Health> {
     else warnings.push(`no active key for ${name} until its next version is ready`);
   }
   try {
-    await service.pool.query('select 1');
+    if (await service.keyring.isAhead()) reasons.push('the database was replaced: key state is being loaded again');
     const told = await listMirrorWarnings(service.pool, service.policy.columns);
     // An empty database beside mirrors that are not empty is one that was lost.
     (service.keyring.state.families.size === 0 ? reasons : warnings).push(...told);
