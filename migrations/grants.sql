@@ -6,7 +6,9 @@
 -- Faces agents. It reads key state and the log, adds to the log, and hands calls to workers.
 grant usage on schema fieldkeep to :role;
 grant select on fieldkeep.migrations to :role;
-grant select, update on fieldkeep.epoch to :role;
+-- Storing entries with writes and adopting a policy take the epoch.
+grant select on fieldkeep.epoch to :role;
+grant execute on function fieldkeep.raise_epoch(), fieldkeep.lock_epoch() to :role;
 grant select, insert, update on fieldkeep.key_uses to :role;
 grant select on fieldkeep.key_families, fieldkeep.key_versions, fieldkeep.data_keys to :role;
 grant select on fieldkeep.mirrors, fieldkeep.registered_tables to :role;
@@ -15,6 +17,9 @@ grant select on fieldkeep.audit_streams, fieldkeep.audit_intake, fieldkeep.audit
   fieldkeep.audit_items to :role;
 grant insert (instance) on fieldkeep.audit_streams to :role;
 grant insert (stream, seq, lines, items, entries, prev_hash, hash) on fieldkeep.audit_intake to :role;
+-- A writer records what a failover lost of its own stream.
+grant select on fieldkeep.audit_lost to :role;
+grant insert (stream, first_seq, last_seq, reason, instance) on fieldkeep.audit_lost to :role;
 grant select on fieldkeep.asked_calls, fieldkeep.asked_answers to :role;
 grant insert (id, call, mac) on fieldkeep.asked_calls to :role;
 grant select, insert, update, delete on fieldkeep.instances, fieldkeep.instance_ready to :role;
@@ -23,7 +28,9 @@ grant select, insert, update, delete on fieldkeep.instances, fieldkeep.instance_
 -- Faces nobody. It makes keys, turns what was asked into runs, approvals and destructions, and puts entries in order.
 grant usage on schema fieldkeep to :role;
 grant select on fieldkeep.migrations to :role;
-grant select, update on fieldkeep.epoch to :role;
+-- Storing entries with writes and adopting a policy take the epoch.
+grant select on fieldkeep.epoch to :role;
+grant execute on function fieldkeep.raise_epoch(), fieldkeep.lock_epoch() to :role;
 grant select, insert, update on fieldkeep.key_families, fieldkeep.key_versions to :role;
 grant select, insert, delete, update (mirrored) on fieldkeep.data_keys to :role;
 grant select, insert, update on fieldkeep.mirrors, fieldkeep.key_uses to :role;
@@ -33,7 +40,7 @@ grant select, delete on fieldkeep.asked_calls to :role;
 grant select, insert, delete, update (answer, answered_at) on fieldkeep.asked_answers to :role;
 -- The audit log: what is written stays.
 grant select, insert on fieldkeep.audit_streams, fieldkeep.audit_intake, fieldkeep.audit_unfolded,
-  fieldkeep.audit_entries, fieldkeep.audit_items to :role;
+  fieldkeep.audit_entries, fieldkeep.audit_items, fieldkeep.audit_lost to :role;
 grant select, update on fieldkeep.unfolding to :role;
 grant execute on function fieldkeep.audit_make_partitions() to :role;
 -- Runs.

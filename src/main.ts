@@ -9,6 +9,7 @@ import type { AddressInfo } from 'node:net';
 import { setPriority } from 'node:os';
 import { join } from 'node:path';
 import { destination, pino, type Logger } from 'pino';
+import { countLost } from './audit/loss-store.ts';
 import { readConfig, type Config } from './config.ts';
 import { selfTest } from './crypto/self-test.ts';
 import { greet, writeExamples } from './embedded/greeting.ts';
@@ -153,7 +154,16 @@ async function startInside(services: Services, metrics: Metrics, config: Config,
     ...rootKeys.figures(),
     ...(isVault && { vault_up: keeper.state().problem === undefined ? 1 : 0 }),
     key_unwraps_total: all.reduce((sum, { keyring }) => sum + keyring.unwraps, 0),
+    audit_groups_lost_total: all.reduce((sum, { audit }) => sum + audit.losses.lost, 0),
+    audit_groups_resent_total: all.reduce((sum, { audit }) => sum + audit.losses.resent, 0),
+    audit_streams_diverged_total: all.reduce((sum, { audit }) => sum + audit.losses.diverged, 0),
   }));
+  exposeSamples(
+    metrics,
+    'audit',
+    { audit_lost_groups: { text: 'Groups of audit entries that are recorded as lost, in any process.', labels: [] } },
+    async () => [{ name: 'audit_lost_groups', labels: {}, value: await countLost(all[0].pool) }],
+  );
   if (worker !== undefined) {
     exposeSamples(metrics, 'rotations', rotationFigures, () => readFigures(worker.pool, worker.keyring.state));
     exposeSamples(metrics, 'retirement', retirementFigures, () => readRetirementFigures(worker));

@@ -144,7 +144,7 @@ export async function isMigrated(db: Queryable): Promise<boolean> {
 }
 
 /** What a login that faces agents may write: its groups and streams, what it asks, and that it lives. */
-const apiWrites = ['audit_streams', 'audit_intake', 'asked_calls', 'instances', 'instance_ready'];
+const apiWrites = ['audit_streams', 'audit_intake', 'audit_lost', 'asked_calls', 'instances', 'instance_ready'];
 
 /** Tables that this session may change although it faces agents, ours and anybody's; `all tables` of a superuser. */
 export async function listApiExcess(db: Queryable): Promise<string[]> {

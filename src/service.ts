@@ -7,6 +7,7 @@ import type { Logger } from 'pino';
 import { ask, toError, type Answer, type AskedCall } from './asked/ask.ts';
 import { askedChannel } from './asked/store.ts';
 import { startTaking, type Taker } from './asked/take.ts';
+import type { Setback } from './audit/compare.ts';
 import { AuditLog } from './audit/log.ts';
 import { startSequencer } from './audit/sequencer.ts';
 import { unfoldChannel, waitOutIntake } from './audit/store.ts';
@@ -25,6 +26,7 @@ import { auditFamily, findClosed } from './keys/version.ts';
 import { watchKeyState } from './keys/watch.ts';
 import type { Policy } from './policy/policy.ts';
 import { loadCatalog, loadPublished, type Catalog } from './targets/catalog.ts';
+import { present } from './present.ts';
 import { Counts } from './rotation/counts.ts';
 import { openSources, type Sources } from './rotation/sources.ts';
 import { NewTenants } from './keys/new-tenants.ts';
@@ -119,9 +121,12 @@ export async function openService(options: ServiceOptions): Promise<Service> {
   const audit = await AuditLog.open(databaseUrl, pool, {
     instanceId,
     onError: warn('A group of audit entries is being sent again.'),
+    onSetback: (setback) => tellSetback(log, setback),
   });
   const sequencer = isWorker
-    ? startSequencer(pool, warn('Audit entries could not be put in order; trying again.'))
+    ? startSequencer(pool, warn('Audit entries could not be put in order; trying again.'), ({ stream, first, last }) =>
+        log.error({ stream, first, last }, 'Groups of audit entries are missing; they were recorded as lost.'),
+      )
     : undefined;
   const beating = { pool, keyring, id: instanceId, families: families ?? null };
   const heartbeat = startHeartbeat({ ...beating, onError: warn('A heartbeat failed.') });
@@ -180,6 +185,19 @@ export async function openService(options: ServiceOptions): Promise<Service> {
   wakeTaker = () => taker?.wake();
   const stopLooking = keepCatalog(service, warn('The registered tables could not be looked at.'));
   return service;
+}
+
+/** The database lacks, or has otherwise, what it had acknowledged: it failed over to a standby that was behind. */
+function tellSetback(log: Logger, { kind, stream, again, moved, lost, diverged }: Setback): void {
+  const facts = { stream, resent: again.length + moved.length, ...present({ lost, diverged }) };
+  if (kind === 'behind')
+    return log.warn(facts, 'The database had lost acknowledged groups of audit entries; all were stored again.');
+  if (kind === 'lost')
+    return log.error(
+      facts,
+      'The database has lost acknowledged groups of audit entries for good; a new stream begins.',
+    );
+  log.error(facts, 'The database has other audit entries than were acknowledged to this process; a new stream begins.');
 }
 
 /** What the call is named that asks for a data key. */
@@ -307,7 +325,7 @@ export async function examine(service: Service): Promise<Health> {
     else warnings.push(`no active key for ${name} until its next version is ready`);
   }
   try {
-    await service.pool.query('select 1');
+    if (await service.keyring.isAhead()) reasons.push('the database was replaced: key state is being loaded again');
     const told = await listMirrorWarnings(service.pool, service.policy.columns);
     // An empty database beside mirrors that are not empty is one that was lost.
     (service.keyring.state.families.size === 0 ? reasons : warnings).push(...told);

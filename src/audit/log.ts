@@ -4,11 +4,13 @@
  *     append → queue → group → one row of the intake, one commit → every waiting append is acknowledged
  *
  * One group is under way at a time; whatever came meanwhile is the next group, so there is no timer and no delay when
- * there is nothing to share. The commit is conditional on the epoch that the answers were computed under.
+ * there is nothing to share. The commit is conditional on the epoch that the answers were computed under. A connection
+ * that is lost is made again also when nothing is to be written: a failover may have taken what was acknowledged.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Client, Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
+import { isSameEpoch, type Epoch } from '../keys/epoch.ts';
 import { AuditStream, type Batch, type StreamOptions } from './stream.ts';
 
 export interface AuditRecord {
@@ -40,6 +42,9 @@ export class StaleEpoch extends Error {
 
 const appendMaxMs = 5_000;
 const sweepEveryMs = 250;
+const healEveryMs = 1_000;
+/** So often an idle stream is looked at: a server that is gone may leave the connection standing. */
+const compareEveryMs = 10_000;
 const groupEntriesMax = 2_000;
 const groupCharsMax = 4 * 1024 * 1024;
 const queueAppendsMax = 20_000;
@@ -47,7 +52,7 @@ const queueCharsMax = 64 * 1024 * 1024;
 
 interface Append {
   readonly records: readonly AuditRecord[];
-  readonly epoch: number;
+  readonly epoch: Epoch;
   readonly writes?: (tx: Client) => Promise<void>;
   readonly chars: number;
   readonly deadline: number;
@@ -87,6 +92,7 @@ export class AuditLog {
   #queuedChars = 0;
   #underWay: readonly Append[] = [];
   #running: Promise<void> | undefined;
+  #healedAt = performance.now();
   #closed = false;
 
   private constructor(stream: AuditStream) {
@@ -109,12 +115,17 @@ export class AuditLog {
     return this.#stream.retries;
   }
 
+  /** What databases did not have any more after they were acknowledged: for metrics, they only grow. */
+  get losses(): AuditStream['losses'] {
+    return this.#stream.losses;
+  }
+
   /**
    * Resolves once the records are durable, all in one commit; `writes` (run once at most) is part of that commit and may
    * raise the epoch. Rejects with StaleEpoch, with what `writes` threw, or with `audit_unavailable`: after that nothing
    * must be revealed, but the entry may stand.
    */
-  append(records: readonly AuditRecord[], epoch: number, writes?: (tx: Client) => Promise<void>): Promise<Receipt> {
+  append(records: readonly AuditRecord[], epoch: Epoch, writes?: (tx: Client) => Promise<void>): Promise<Receipt> {
     return new Promise((resolve, reject) => {
       records.forEach(checkRecord);
       const chars = records.reduce((sum, { line, items }) => sum + line.length + (items?.length ?? 0), 0);
@@ -152,21 +163,34 @@ export class AuditLog {
     this.#running = undefined;
   }
 
-  /** The next appends that can share a row: one epoch, bounded in size, and one with writes alone. */
+  async #heal(): Promise<void> {
+    await this.#stream.heal();
+    this.#healedAt = performance.now();
+    await this.#run(); // what came meanwhile
+  }
+
+  /**
+   * The next appends that can share a row: of one epoch, bounded in size, and one with writes alone. Those of another epoch
+   * come after them: which of two is the older one only the database can say.
+   */
   #takeGroup(): Append[] {
-    let [taken, entries, chars, epoch] = [0, 0, 0, 0];
+    const [first] = this.#queue;
+    const group: Append[] = [];
+    const rest: Append[] = [];
+    let [entries, chars] = [0, 0];
     for (const append of this.#queue) {
       const fits = entries + append.records.length <= groupEntriesMax && chars + append.chars <= groupCharsMax;
-      if (taken > 0 && (!fits || append.writes !== undefined)) break;
-      taken += 1;
+      const shares = fits && append.writes === undefined && first!.writes === undefined;
+      if (append !== first && !(shares && isSameEpoch(append.epoch, first!.epoch))) {
+        rest.push(append);
+        continue;
+      }
+      group.push(append);
       entries += append.records.length;
       chars += append.chars;
-      epoch = Math.max(epoch, append.epoch);
-      if (append.writes !== undefined) break;
     }
-    const group = this.#queue.splice(0, taken);
+    this.#queue = rest;
     this.#queuedChars -= chars;
-    for (const append of group) if (append.epoch < epoch) this.#settle(append, () => append.reject(new StaleEpoch()));
     return group.filter((append) => !append.settled);
   }
 
@@ -210,6 +234,8 @@ export class AuditLog {
       this.counters.unavailable += 1;
       this.#settle(append, () => append.reject(unavailable()));
     }
+    const healAfterMs = this.#stream.isConnected ? compareEveryMs : healEveryMs;
+    if (now - this.#healedAt >= healAfterMs) this.#running ??= this.#heal();
     if (!this.#queue.some((append) => append.settled)) return;
     this.#queue = this.#queue.filter((append) => !append.settled);
     this.#queuedChars = this.#queue.reduce((sum, append) => sum + append.chars, 0);

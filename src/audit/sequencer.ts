@@ -3,10 +3,12 @@
  * depends on it for correctness: whoever reads entries has them unfolded first.
  */
 import type { Pool } from '../db.ts';
+import { recordStandingGaps, type Loss } from './loss-store.ts';
 import { unfold } from './store.ts';
 
 const lookEveryMs = 500;
 const linesMax = 5_000;
+const gapsEveryMs = 5_000;
 
 export interface Sequencer {
   /** A hint that there is something to unfold. */
@@ -15,8 +17,13 @@ export interface Sequencer {
   stop(): Promise<void>;
 }
 
-/** Failures are told to `onError` and tried again. */
-export function startSequencer(pool: Pool, onError: (error: unknown) => void): Sequencer {
+/** Failures are told to `onError` and tried again; `onLoss` hears of gaps that were found and recorded as lost. */
+export function startSequencer(
+  pool: Pool,
+  onError: (error: unknown) => void,
+  onLoss: (loss: Loss) => void = () => undefined,
+): Sequencer {
+  let lookedForGapsAt = performance.now();
   let stopped = false;
   let woken = false;
   let rouse: () => void = () => undefined;
@@ -40,12 +47,21 @@ export function startSequencer(pool: Pool, onError: (error: unknown) => void): S
     woken = false;
   }
 
+  async function passGaps(): Promise<void> {
+    if (performance.now() - lookedForGapsAt < gapsEveryMs) return;
+    lookedForGapsAt = performance.now();
+    (await recordStandingGaps(pool)).forEach(onLoss);
+  }
+
   async function run(): Promise<void> {
     while (!stopped) {
-      const unfolded = await unfold(pool, linesMax).catch((error: unknown) => {
+      let unfolded = 0;
+      try {
+        unfolded = await unfold(pool, linesMax);
+        await passGaps();
+      } catch (error) {
         onError(error);
-        return 0;
-      });
+      }
       if (unfolded < linesMax / 2) await rest(); // entries gather: a few at a time would cost as much as many
     }
   }

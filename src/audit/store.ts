@@ -1,7 +1,8 @@
 /**
  * SQL of the audit log, one function a statement. What it relies on:
  *
- *   - a stream sends group n + 1 only after group n was acknowledged, so a group that can be seen has all before it;
+ *   - a stream sends group n + 1 only after group n was acknowledged, so a group that can be seen has all before it, except
+ *     what audit_lost says (compare.ts);
  *   - a group is unfolded once: audit_unfolded and the entries are written in one transaction, under one lock;
  *   - the lock on audit_intake is taken before the snapshot that reads the epoch, so that waiting out the lock's holders
  *     waits out every group that still saw an older epoch.
@@ -9,19 +10,9 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { transaction, type Pool, type Queryable } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
-
-/** A group as it is stored. */
-export interface Group {
-  readonly stream: string;
-  readonly seq: number;
-  /** The entries' lines, joined by line feeds. */
-  readonly lines: string;
-  /** For every entry a line with its items' lines joined by tabs; absent when no entry is a batch. */
-  readonly items?: string;
-  readonly entries: number;
-  readonly prevHash: Buffer;
-  readonly hash: Buffer;
-}
+import type { Epoch } from '../keys/epoch.ts';
+import { epochIs } from '../keys/epoch-store.ts';
+import type { Group } from './chain.ts';
 
 /** Answers the new stream's number. */
 export async function insertStream(db: Queryable, instanceId: string): Promise<string> {
@@ -32,12 +23,17 @@ export async function insertStream(db: Queryable, instanceId: string): Promise<s
   return rows[0]!.stream;
 }
 
-/** False, and nothing is stored, when the epoch is another. */
-export async function insertGroup(db: Queryable, group: Group, epoch: number): Promise<boolean> {
+/**
+ * False, and nothing is stored, when the epoch is another, or when the stream has a loss on record: unfolding may have
+ * passed the number already.
+ */
+export async function insertGroup(db: Queryable, group: Group, epoch: Epoch): Promise<boolean> {
+  const stands = epochIs(epoch, 8);
   const { rowCount } = await db.query({
     name: 'audit-insert-group',
     text: `insert into fieldkeep.audit_intake (stream, seq, lines, items, entries, prev_hash, hash)
-           select $1, $2, $3, $4, $5, $6, $7 from fieldkeep.epoch where n = $8`,
+           select $1, $2, $3, $4, $5, $6, $7 from fieldkeep.epoch where ${stands.sql}
+             and not exists (select from fieldkeep.audit_lost l where l.stream = $1)`,
     values: [
       group.stream,
       group.seq,
@@ -46,7 +42,7 @@ export async function insertGroup(db: Queryable, group: Group, epoch: number): P
       group.entries,
       group.prevHash,
       group.hash,
-      epoch,
+      ...stands.values,
     ],
   });
   return rowCount === 1;
@@ -58,18 +54,6 @@ export async function hasGroup(db: Queryable, group: Group): Promise<boolean> {
     [group.stream, group.seq, group.hash],
   );
   return rowCount === 1;
-}
-
-/** The epoch as this transaction sees it. */
-export async function getEpoch(tx: Queryable): Promise<number> {
-  const { rows } = await tx.query<{ n: string }>('select n from fieldkeep.epoch');
-  return Number(rows[0]!.n);
-}
-
-/** The epoch, which nobody else raises before this transaction ends. */
-export async function lockEpoch(tx: Queryable): Promise<number> {
-  const { rows } = await tx.query<{ n: string }>('select n from fieldkeep.epoch for no key update');
-  return Number(rows[0]!.n);
 }
 
 /** A server process that serves one of our connections; the start tells it from a later one with the same number. */
@@ -141,34 +125,42 @@ interface Unfolded {
   readonly entries: number;
   /** Whether more was waiting than the limit allowed. */
   readonly rest: boolean;
+  /** Whether groups are left behind a gap that is not recorded as lost. */
+  readonly held: boolean;
 }
 
 /**
- * Takes the next groups of every stream, by the time of their commit, up to `linesMax` entries but at least one group,
- * and makes entries of them. Entries pass as text, and as `json` only to have columns read from them; an escaped NUL,
+ * Takes the next groups of every stream, as far as no gap is in the way, by the time of their commit, up to `linesMax`
+ * entries but at least one group, and makes entries of them. Entries pass as text, and as `json` only to have columns read from them; an escaped NUL,
  * which no text column can hold, would make that fail and so is U+FFFD in the columns.
  */
 async function unfoldGroups(tx: Queryable, linesMax: number): Promise<Unfolded> {
-  const { rows } = await tx.query<{ entries: number; rest: boolean }>({
+  const { rows } = await tx.query<Unfolded>({
     name: 'audit-unfold',
     text: `
     with reached as (
       select coalesce((select first_index + entries from fieldkeep.audit_unfolded order by first_index desc limit 1), 0)
         as index
-    ), waiting as (
-      select s.stream, g.seq, g.entries, g.at
+    ), found as (
+      select s.stream, g.seq, g.entries, g.at, g.reached
       from fieldkeep.audit_streams s
       cross join lateral (
         select coalesce((select u.seq from fieldkeep.audit_unfolded u where u.stream = s.stream
                          order by u.seq desc limit 1), 0) as seq
       ) done
       cross join lateral (
-        select i.seq, i.entries, row_number() over by_seq as n, max(i.committed_at) over by_seq as at
-        from (select seq, entries, committed_at from fieldkeep.audit_intake
-              where stream = s.stream and seq > done.seq order by seq limit $1) i
+        select i.seq, i.entries, bool_and(i.follows) over by_seq as reached, max(i.committed_at) over by_seq as at
+        from (
+          select w.seq, w.entries, w.committed_at, w.seq = w.before + 1 or exists (
+            select from fieldkeep.audit_lost l where l.stream = s.stream and l.reason = 'lost'
+              and l.first_seq <= w.before + 1 and l.last_seq >= w.seq - 1) as follows
+          from (select seq, entries, committed_at, lag(seq, 1, done.seq) over (order by seq) as before
+                from fieldkeep.audit_intake where stream = s.stream and seq > done.seq order by seq limit $1) w
+        ) i
         window by_seq as (order by i.seq)
       ) g
-      where g.seq = done.seq + g.n
+    ), waiting as (
+      select stream, seq, entries, at from found where reached
     ), counted as (
       select *, sum(entries) over (order by at, stream, seq) as until from waiting
     ), chosen as (
@@ -198,7 +190,8 @@ async function unfoldGroups(tx: Queryable, linesMax: number): Promise<Unfolded> 
         "rowDigest" text)
       order by p.index
     )
-    select coalesce(sum(entries), 0)::int as entries, count(*) < (select count(*) from waiting) as rest from chosen`,
+    select coalesce(sum(entries), 0)::int as entries, count(*) < (select count(*) from waiting) as rest,
+           exists (select from found where not reached) as held from chosen`,
     values: [linesMax],
   });
   return rows[0]!;
@@ -221,16 +214,22 @@ export async function unfold(pool: Pool, linesMax: number): Promise<number> {
 const unfoldLinesMax = 5_000;
 const unfoldPollMs = 5;
 
-/** Whatever was acknowledged before the call is an entry afterwards. Errors: `database_unavailable` after 30 s. */
+const heldPollMs = 100;
+
+/**
+ * Whatever was acknowledged before the call is an entry afterwards. A gap that nothing explains is waited for until it is
+ * recorded (loss-store.ts): entries behind it are never left out without a word. Errors: `database_unavailable` after 30 s.
+ */
 export async function unfoldAcknowledged(pool: Pool): Promise<void> {
   const deadline = performance.now() + waitOutMaxMs;
   for (;;) {
     const unfolded = await tryUnfold(pool, unfoldLinesMax);
-    if (unfolded?.rest === false) return;
+    if (unfolded?.rest === false && !unfolded.held) return;
     if (performance.now() > deadline) {
       throw new FieldkeepError('database_unavailable', 'Audit entries are still being put in order.');
     }
     if (unfolded === undefined) await sleep(unfoldPollMs);
+    else if (unfolded.held && !unfolded.rest) await sleep(heldPollMs);
   }
 }
 

@@ -17,11 +17,13 @@
 import { timingSafeEqual } from 'node:crypto';
 import { encodeWrapContext } from '../crypto/context.ts';
 import { DataKey } from '../crypto/data-key.ts';
-import { toUnavailable, type Pool } from '../db.ts';
+import { toUnavailable, withClient, type Pool, type Queryable } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { mirrorKey, mustBeKnown, type FindTarget } from './mirror.ts';
 import { RootKeyError, type RootKeys } from './root-keys.ts';
-import { findDataKey, insertDataKey, loadKeyState, type KeyName, type Wanted } from './store.ts';
+import { follows } from './epoch.ts';
+import { readEpoch } from './epoch-store.ts';
+import { findDataKey, insertDataKey, listFingerprints, loadKeyState, type KeyName, type Wanted } from './store.ts';
 import { auditFamily, type KeyState, type KeyVersion } from './version.ts';
 
 export const lifetimeMs = 300_000;
@@ -146,12 +148,25 @@ export class Keyring {
     return this.#ensure(id, { tenant, family, version }, target);
   }
 
-  /** Reads key state again; keys of versions that are gone or destroyed are dropped. Calls at once share one reading. */
+  /**
+   * Reads key state again. Keys of versions that are gone or destroyed are dropped, and so is, where the database may have
+   * lost commits, every key that it does not have as we know it. Calls at once share one reading.
+   */
   refresh(): Promise<void> {
     this.#refreshing ??= this.#reload().finally(() => {
       this.#refreshing = undefined;
     });
     return this.#refreshing;
+  }
+
+  /**
+   * Whether the database may hold less than this process has seen: it is another server, or its epoch is older. Answers
+   * computed from what we know do not commit there; that is then loaded again. Errors: those of the database.
+   */
+  async isAhead(): Promise<boolean> {
+    const ahead = !follows(await readEpoch(this.#pool), this.state.epoch);
+    if (ahead) this.refresh().catch(this.#onError);
+    return ahead;
   }
 
   /** Drops what is over its time; runs by itself every ten seconds. */
@@ -204,20 +219,33 @@ export class Keyring {
   }
 
   async #reload(): Promise<void> {
-    let state: KeyState;
-    try {
-      state = await loadKeyState(this.#pool);
-    } catch (error) {
+    const before = this.state.epoch;
+    // Readings go one after the other: one that is older says that the database has gone back, and is the truth.
+    const { state, stored } = await withClient(this.#pool, async (db) => {
+      const state = await loadKeyState(db);
+      return { state, stored: follows(state.epoch, before) ? undefined : await this.#listStored(db) };
+    }).catch((error: unknown) => {
       throw toUnavailable(error);
-    }
-    if (state.epoch < this.state.epoch) return; // an older reading came back late
+    });
     this.state = state;
     this.#negative.clear();
-    for (const id of this.#cached.keys()) {
+    if (stored !== undefined) this.#unanswered.clear();
+    for (const [id, { key }] of this.#cached) {
       const [, family = '', version = ''] = id.split('\n');
       const known = state.families.get(family)?.versions.get(Number(version));
-      if (known === undefined || known.state === 'destroyed') this.#cached.delete(id);
+      const isThere = stored === undefined || stored.get(id)?.equals(key.fingerprint) === true;
+      if (known === undefined || known.state === 'destroyed' || !isThere) this.#cached.delete(id);
     }
+  }
+
+  /** The fingerprints of the keys at hand, as the database has them now. */
+  async #listStored(db: Queryable): Promise<Map<string, Buffer>> {
+    const names = [...this.#cached.keys()].map((id): KeyName => {
+      const [tenant = '', family = '', version = ''] = id.split('\n');
+      return { tenant, family, version: Number(version) };
+    });
+    const stored = await listFingerprints(db, names);
+    return new Map(stored.map((key) => [`${key.tenant}\n${key.family}\n${key.version}`, key.fingerprint]));
   }
 
   #fetch(id: string, name: KeyName): Promise<DataKey | undefined> {
@@ -240,6 +268,12 @@ export class Keyring {
     }
     const key = await this.#unwrap(name, stored.wrapped);
     this.#check(name, key, stored.fingerprint);
+    // One that was read from another server than the state that it is used under may be lost there.
+    if (stored.server !== this.state.epoch.server) await this.refresh();
+    if (stored.server !== this.state.epoch.server) {
+      const detail = 'The database was replaced while a data key was read from it.';
+      throw new FieldkeepError('keys_not_ready', detail, { retryAfterSeconds: 1 });
+    }
     this.#keep(id, key, stored.mirrored);
     return key;
   }
@@ -287,7 +321,7 @@ export class Keyring {
     const wrapped = await this.#rootKeys.makeDataKey(name.family, known.transitVersion, context);
     const made = await this.#unwrap(name, wrapped);
     try {
-      await insertDataKey(this.#pool, name, { wrapped, fingerprint: made.fingerprint });
+      await insertDataKey(this.#pool, name, { wrapped, fingerprint: made.fingerprint }, known.transitVersion);
     } catch (error) {
       throw toUnavailable(error);
     }

@@ -9,6 +9,7 @@
 import { toUnavailable, type Pool } from '../db.ts';
 import { describeError, FieldkeepError } from '../errors.ts';
 import type { Policy } from '../policy/policy.ts';
+import { follows, isSameEpoch, type Epoch } from './epoch.ts';
 import type { Keyring } from './keyring.ts';
 import { askTarget, catchUp, describeTrouble, listTargets, readMirror } from './mirror.ts';
 import { countUnmirrored, deleteVersions, listUnknownFamilies, updateStates, upsertMirror } from './mirror-store.ts';
@@ -34,8 +35,8 @@ interface Place {
 
 interface Seen {
   comparedAt: number;
-  /** The epoch whose states the mirror has; -1: none. */
-  epoch: number;
+  /** The epoch whose states the mirror has. */
+  epoch?: Epoch;
   unknown: readonly string[];
   told?: string | undefined;
 }
@@ -105,7 +106,7 @@ export class MirrorKeeper {
 
   async #lookAt(at: Place): Promise<void> {
     const { own, target, families } = at;
-    const seen = this.#seen.get(target) ?? { comparedAt: -Infinity, epoch: -1, unknown: [] };
+    const seen = this.#seen.get(target) ?? { comparedAt: -Infinity, unknown: [] };
     this.#seen.set(target, seen);
     let problem: string | null = null;
     try {
@@ -128,12 +129,13 @@ export class MirrorKeeper {
   /** Answers what a person has to look at, in a sentence. */
   async #bringUp({ own, target, db, families, state }: Place, seen: Seen): Promise<string | null> {
     const now = performance.now();
-    const all = now - seen.comparedAt >= compareEveryMs || seen.unknown.length > 0;
+    const wentBack = seen.epoch !== undefined && !follows(state.epoch, seen.epoch); // the mirror may know more now
+    const all = now - seen.comparedAt >= compareEveryMs || seen.unknown.length > 0 || wentBack;
     if (all) {
       seen.unknown = await compare(own, db);
       seen.comparedAt = now;
     }
-    if (all || seen.epoch !== state.epoch) {
+    if (all || seen.epoch === undefined || !isSameEpoch(seen.epoch, state.epoch)) {
       await carryStates(db, versionsOf(state, families));
       seen.epoch = state.epoch;
     }

@@ -4,6 +4,7 @@
  */
 import type { Client, Pool, Queryable } from '../db.ts';
 import { present } from '../present.ts';
+import { serverSql, toEpoch, type EpochRow } from './epoch-store.ts';
 import type { KeyFamily, KeyState, KeyVersion, VersionIndex, VersionState } from './version.ts';
 import type { Normalise } from '../crypto/blind-index.ts';
 
@@ -20,15 +21,12 @@ export interface Wanted extends KeyName {
   readonly target?: string | undefined;
 }
 
-/** Raises the epoch and tells every instance. Answers the new one. */
-export async function raiseEpoch(tx: Client): Promise<number> {
-  const { rows } = await tx.query<{ n: string }>('update fieldkeep.epoch set n = n + 1 returning n');
-  await tx.query(`notify ${epochChannel}`);
-  return Number(rows[0]!.n);
+/** Raises the epoch and tells every instance. */
+export async function raiseEpoch(tx: Client): Promise<void> {
+  await tx.query('select fieldkeep.raise_epoch()');
 }
 
-interface StateRow {
-  epoch: string;
+interface StateRow extends EpochRow {
   family: string | null;
   next_rotation_at: Date | null;
   version: number | null;
@@ -57,7 +55,7 @@ function toVersion(row: StateRow, family: string, version: number): KeyVersion {
 /** Everything about key state in one statement, and so of one moment. */
 export async function loadKeyState(db: Queryable): Promise<KeyState> {
   const { rows } = await db.query<StateRow>(`
-    select e.n as epoch, f.family, f.next_rotation_at, v.version, v.state, v.transit_version, v.bind, v.normalise,
+    select e.n, e.token, ${serverSql} as server, f.family, f.next_rotation_at, v.version, v.state, v.transit_version, v.bind, v.normalise,
            v.indexes, v.created_at, v.activated_at
     from fieldkeep.epoch e
     left join fieldkeep.key_families f on true
@@ -78,7 +76,7 @@ export async function loadKeyState(db: Queryable): Promise<KeyState> {
       ...(row.state === 'pending' && row.version !== null && { pending: row.version }),
     });
   }
-  return { epoch: Number(rows[0]!.epoch), families };
+  return { epoch: toEpoch(rows[0]!), families };
 }
 
 /** True when this call made the family. */
@@ -168,6 +166,8 @@ interface StoredDataKey {
 }
 
 interface FoundDataKey extends StoredDataKey {
+  /** The server that answered, as in an epoch. */
+  readonly server: string;
   /** Targets whose mirror holds it. */
   readonly mirrored: readonly string[];
 }
@@ -180,7 +180,8 @@ export async function findDataKey(
 ): Promise<FoundDataKey | undefined> {
   const { rows } = await db.query<FoundDataKey>({
     name: 'find-data-key',
-    text: 'select wrapped, fingerprint, mirrored from fieldkeep.data_keys where tenant = $1 and family = $2 and version = $3',
+    text: `select wrapped, fingerprint, mirrored, ${serverSql} as server from fieldkeep.data_keys
+           where tenant = $1 and family = $2 and version = $3`,
     values: [tenant, family, version],
   });
   return rows[0];
@@ -195,13 +196,36 @@ export async function hasDataKey(db: Queryable, tenant: string): Promise<boolean
   return rows[0]!.found;
 }
 
-/** Stores a data key unless the name has one already: a name has one key for ever. */
-export async function insertDataKey(db: Queryable, name: KeyName, key: StoredDataKey): Promise<void> {
+/**
+ * Stores a data key unless the name has one already: a name has one key for ever. Nor is it stored for a version that is
+ * wrapped under another root key version: lost commits may have made room for another one of the same number.
+ */
+export async function insertDataKey(
+  db: Queryable,
+  name: KeyName,
+  key: StoredDataKey,
+  transitVersion: number,
+): Promise<void> {
   await db.query(
-    `insert into fieldkeep.data_keys (tenant, family, version, wrapped, fingerprint) values ($1, $2, $3, $4, $5)
+    `insert into fieldkeep.data_keys (tenant, family, version, wrapped, fingerprint)
+     select $1, family, version, $4, $5 from fieldkeep.key_versions
+     where family = $2 and version = $3 and transit_version = $6
      on conflict do nothing`,
-    [name.tenant, name.family, name.version, key.wrapped, key.fingerprint],
+    [name.tenant, name.family, name.version, key.wrapped, key.fingerprint, transitVersion],
   );
+}
+
+/** Those of the named keys that are stored, and their fingerprints. */
+export async function listFingerprints(
+  db: Queryable,
+  names: readonly KeyName[],
+): Promise<(KeyName & { readonly fingerprint: Buffer })[]> {
+  const { rows } = await db.query<KeyName & { fingerprint: Buffer }>(
+    `select tenant, family, version, fingerprint from fieldkeep.data_keys
+     join unnest($1::text[], $2::text[], $3::int[]) as named (tenant, family, version) using (tenant, family, version)`,
+    [names.map(({ tenant }) => tenant), names.map(({ family }) => family), names.map(({ version }) => version)],
+  );
+  return rows;
 }
 
 /** Tenants (and '' for the canary) that have a key under `from` and none under `to` yet. */

@@ -8,6 +8,7 @@
  */
 import { FieldkeepError } from '../errors.ts';
 import type { Normalise } from '../crypto/blind-index.ts';
+import type { Epoch } from './epoch.ts';
 
 /** The internal family of digest keys; no class may use the name. */
 export const auditFamily = 'audit';
@@ -44,7 +45,7 @@ export interface KeyFamily {
 }
 
 export interface KeyState {
-  readonly epoch: number;
+  readonly epoch: Epoch;
   readonly families: ReadonlyMap<string, KeyFamily>;
 }
 

@@ -60,11 +60,11 @@ const attemptsMax = 10;
 export async function perform(
   service: Service,
   call: Call,
-  attempt: (epoch: number) => Attempt | Promise<Attempt>,
+  attempt: () => Attempt | Promise<Attempt>,
 ): Promise<Result> {
   for (let n = 0; n < attemptsMax && performance.now() < call.deadline; n += 1) {
     const { epoch } = service.keyring.state;
-    const pending = attempt(epoch);
+    const pending = attempt();
     const { record, answer, error, writes } = pending instanceof Promise ? await pending : pending;
     let receipt;
     try {

@@ -11,6 +11,7 @@ import { encodeContext } from '../crypto/context.ts';
 import type { DataKey } from '../crypto/data-key.ts';
 import { formatEnvelope, parseEnvelope } from '../crypto/envelope.ts';
 import { decryptionFailed, FieldkeepError } from '../errors.ts';
+import { follows } from '../keys/epoch.ts';
 import type { Keyring } from '../keys/keyring.ts';
 import { findIndexes, getActive, getReadable, type KeyState, type KeyVersion } from '../keys/version.ts';
 import type { FieldClass, RegisteredColumn } from '../policy/policy.ts';
@@ -91,8 +92,9 @@ export class Renewer {
     this.#slots = slots;
   }
 
-  /** Whether values are still sealed under what is active. */
+  /** Whether values are still sealed under what is active, and the database still has the keys that they are sealed with. */
   isCurrent(state: KeyState): boolean {
+    if (!follows(state.epoch, this.#state.epoch)) return false;
     const active = ({ families }: KeyState, family: string) => families.get(family)?.active;
     return this.#slots.every(({ column }) => active(state, column.class) === active(this.#state, column.class));
   }

@@ -17,7 +17,7 @@ import {
   type Bench,
 } from './support.ts';
 
-const raise = 'update fieldkeep.epoch set n = n + 1';
+const raise = 'select fieldkeep.raise_epoch()';
 const byHand = `insert into fieldkeep.audit_intake (stream, seq, lines, entries, prev_hash, hash)
   select $1, 1, $2, 1, sha256(''), sha256('') from fieldkeep.epoch where n = $3`;
 
@@ -118,13 +118,13 @@ describe('the fence', () => {
     const epoch = await getEpoch(bench);
     const [early, late] = [await openSession(bench), await openSession(bench)];
     await early.query('begin');
-    await early.query(byHand, [900, makeLine('early').line, epoch]);
+    await early.query(byHand, [900, makeLine('early').line, epoch.n]);
     await bench.owner.query(raise);
     let waited = false;
     const waiting = waitOutIntake(bench.pool).then(() => (waited = true));
     await sleep(100);
     await late.query('begin');
-    await late.query(byHand, [901, makeLine('late').line, epoch + 1]);
+    await late.query(byHand, [901, makeLine('late').line, epoch.n + 1]);
     await sleep(50);
     assert.equal(waited, false);
     await early.query('commit');
@@ -143,7 +143,7 @@ describe('the fence', () => {
       let epoch = await getEpoch(bench);
       for (let n = 0; !stopped; n += 1) {
         try {
-          await log.append([makeLine(`epoch ${epoch} ${who} ${n}`)], epoch);
+          await log.append([makeLine(`epoch ${epoch.n} ${who} ${n}`)], epoch);
         } catch (error) {
           if (!(error instanceof StaleEpoch)) throw error;
           stale += 1;
@@ -160,7 +160,7 @@ describe('the fence', () => {
       return rows[0]!.n;
     };
     for (let n = 0; n < 15; n += 1) {
-      const old = await getEpoch(bench);
+      const old = (await getEpoch(bench)).n;
       await bench.owner.query(raise);
       await waitOutIntake(bench.pool);
       const before = await count(old);

@@ -5,7 +5,9 @@ import { connect, openPool, type Pool } from '../../src/db.ts';
 import { formatEntry, type Entry } from '../../src/audit/entry.ts';
 import { AuditLog } from '../../src/audit/log.ts';
 import { unfoldAcknowledged } from '../../src/audit/store.ts';
-import { chainHash } from '../../src/audit/stream.ts';
+import { chainHash } from '../../src/audit/chain.ts';
+import type { Epoch } from '../../src/keys/epoch.ts';
+import { readEpoch } from '../../src/keys/epoch-store.ts';
 import { createDatabase, type TestDatabase } from '../support/database.ts';
 
 export interface Bench extends TestDatabase {
@@ -64,9 +66,14 @@ export function makeLine(requestId: string, more: Partial<Entry> = {}): { line: 
   return { line: formatEntry(makeEntry(requestId, more)) };
 }
 
-export async function getEpoch(bench: Bench): Promise<number> {
-  const { rows } = await bench.owner.query<{ n: string }>('select n from fieldkeep.epoch');
-  return Number(rows[0]!.n);
+export function getEpoch(bench: Bench): Promise<Epoch> {
+  return readEpoch(bench.owner);
+}
+
+/** Raises the epoch; answers the new one. */
+export async function raise(bench: Bench): Promise<Epoch> {
+  await bench.owner.query('select fieldkeep.raise_epoch()');
+  return await getEpoch(bench);
 }
 
 /** Every entry's line in the order of the tree, after asserting that indexes are dense from 0. */

@@ -40,7 +40,14 @@ describe('npm run keys', function () {
       cwd: root,
       env: {
         ...process.env,
-        ...{ DATABASE_URL: on.workerUrl, DATABASE_OWNER_URL: on.ownerUrl, VAULT_ADDR: '', NODE_ENV: '', ...env },
+        ...{
+          DATABASE_URL: on.workerUrl,
+          DATABASE_ROWS_URL: on.rowsUrl,
+          DATABASE_OWNER_URL: on.ownerUrl,
+          VAULT_ADDR: '',
+          NODE_ENV: '',
+          ...env,
+        },
       },
     });
     let [out, err] = ['', ''];
@@ -56,7 +63,7 @@ describe('npm run keys', function () {
     const file = join(folder, 'keys.ndjson');
     const exported = await keys(['export', file], database);
     assert.equal(exported.code, 0, exported.err);
-    assert.match(exported.out, /2 wrapped data keys\. They open nothing without the root keys/);
+    assert.match(exported.out, /3 wrapped data keys\. They open nothing without the root keys/);
     assert.equal(statSync(file).mode & 0o777, 0o600);
     const empty = await createDatabase();
     try {
@@ -65,7 +72,7 @@ describe('npm run keys', function () {
       await owner.query('drop schema fieldkeep cascade; drop schema demo cascade');
       await owner.end();
       const imported = await keys(['import', file], empty);
-      assert.equal(imported.out, 'Added 4 families, 4 versions and 2 wrapped data keys.\n', imported.err);
+      assert.equal(imported.out, 'Added 4 families, 4 versions and 3 wrapped data keys.\n', imported.err);
       assert.equal(
         (await keys(['import', file], empty)).out,
         'Added 0 families, 0 versions and 0 wrapped data keys.\n',
