@@ -76,9 +76,15 @@ export function openTargets(
   return {
     find: (name) => (name === undefined ? own : others.get(name)),
     async close() {
-      await Promise.all([own, ...others.values()].map((pool) => pool.end()));
+      await endPools([own, ...others.values()]);
     },
   };
+}
+
+/** A server that does not answer keeps no process from its end. */
+async function endPools(pools: readonly Pool[]): Promise<void> {
+  const ended = Promise.all(pools.map((pool) => pool.end()));
+  await Promise.race([ended, sleep(closeMaxMs, undefined, { ref: false })]);
 }
 
 /**
@@ -96,8 +102,7 @@ export function openReaders(urls: ReadonlyMap<TargetName, string>, statementTime
     end: () => ending.abort(),
     async close() {
       ending.abort();
-      const ended = Promise.all([...pools.values()].map((pool) => pool.end()));
-      await Promise.race([ended, sleep(closeMaxMs, undefined, { ref: false })]); // a server may not hear that its statement is cancelled
+      await endPools([...pools.values()]);
     },
   };
 }
