@@ -21,6 +21,9 @@ grant select, insert, update on fieldkeep.rotations, fieldkeep.rotation_columns,
 grant select, insert, update, delete on fieldkeep.rotation_failures to :service;
 grant select, insert, update on fieldkeep.rotation_rehearsals, fieldkeep.registered_tables to :service;
 
+-- the policy in force: whoever works on runs puts it in force; everybody reads it
+grant select, insert, update on fieldkeep.policies, fieldkeep.registered_columns to :service;
+
 -- approvals: what was asked and decided stays
 grant select, insert, update (used_at) on fieldkeep.approvals to :service;
 grant select, insert on fieldkeep.approval_decisions to :service;

@@ -193,6 +193,7 @@ async function startHttp(service: Service, metrics: Metrics, config: Config, und
   const app = createApp(edge, {
     operations: bindOperations(service),
     authenticate: createAuthenticator({ policy: () => service.policy, localKeys: issuer.jwks }),
+    policy: () => service.policy,
     refuse: (refusal) => refuse(service, refusal),
     health: () => examine(service),
   });
@@ -264,6 +265,9 @@ async function start(undo: Undo[]): Promise<void> {
   const parts = { databaseUrl: database.url, targets: config.targets, readers, sources, rootKeys, policy, log, role };
   const service = await openService({ ...parts, ...(families !== undefined && { families }) });
   undo.push(() => service.close());
+  const watch = watchPolicy(config.policyFile, policy.version, (next) => adoptPolicy(service, next), log);
+  service.policyWatch = watch;
+  undo.push(() => watch.stop());
   undo.push(watchRights(config, keeper, service));
   const metrics = createMetrics();
   const inside = await startInside(service, metrics, config, undo);
@@ -271,8 +275,6 @@ async function start(undo: Undo[]): Promise<void> {
   const listening = { ...inside, ...(url !== undefined && { url }) };
   if (role === 'worker') setPriority(workerNiceness); // nobody waits for it as an agent waits for an answer
   if (role !== 'api') await startJobs(service, database.url, undo);
-  const watch = watchPolicy(config.policyFile, policy.version, (next) => adoptPolicy(service, next), log);
-  undo.push(() => watch.stop());
   writeRuntime(home, listening, database, undo);
   const ready = url !== undefined && (await examine(service)).reasons.length === 0;
   const examples = ready && (await writeExamples(encryptAs(service), home.path));

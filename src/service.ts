@@ -3,18 +3,19 @@
  * There is no container: what a function takes of it, its first lines say.
  */
 import { randomUUID } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { AuditLog } from './audit/log.ts';
 import { startSequencer, type Sequencer } from './audit/sequencer.ts';
 import { waitOutIntake } from './audit/store.ts';
 import { openPool, transaction, type Pool } from './db.ts';
 import { describeError } from './errors.ts';
-import { ensureFamilies } from './keys/families.ts';
-import { insertInstance } from './keys/instance-store.ts';
+import { keepFamilies } from './keys/families.ts';
+import { upsertHeartbeat } from './keys/instance-store.ts';
 import { startHeartbeat } from './keys/instances.ts';
 import { watchKeeper, type KeeperWatch } from './keys/keeper-watch.ts';
 import { Keyring } from './keys/keyring.ts';
-import { listMirrorWarnings, listTargets, mustBeNew } from './keys/mirror.ts';
+import { listMirrorWarnings, listTargets } from './keys/mirror.ts';
 import { MirrorKeeper } from './keys/mirror-keeper.ts';
 import type { RootKeys } from './keys/root-keys.ts';
 import { raiseEpoch, type Wanted } from './keys/store.ts';
@@ -23,6 +24,7 @@ import { watchKeyState } from './keys/watch.ts';
 import type { Policy } from './policy/policy.ts';
 import { loadCatalog, type Catalog } from './targets/catalog.ts';
 import { Counts } from './rotation/counts.ts';
+import { describeSkew, PolicyStanding, putInForce } from './rotation/in-force.ts';
 import { openSources, type Sources } from './rotation/sources.ts';
 import { openReaders, openTargets, type Readers, type Targets } from './targets/targets.ts';
 
@@ -46,8 +48,13 @@ export interface Service {
   readonly keyring: Keyring;
   readonly audit: AuditLog;
   readonly sequencer: Sequencer;
-  /** The policy in force; replaced as a whole by `adoptPolicy`. */
+  readonly role: 'api' | 'worker' | 'all';
+  /** The policy that this process goes by; replaced as a whole by `adoptPolicy`. */
   policy: Policy;
+  /** Looks at its file; absent where nobody does. */
+  policyWatch: { isFresh(): boolean; look(): Promise<void> } | undefined;
+  /** How that one stands to the policy in force. */
+  readonly standing: PolicyStanding;
   /** What the registered tables look like in the database. */
   catalog: Catalog;
   /** Has the workers look at once instead of at their next tick; does nothing in a process without workers. */
@@ -61,8 +68,8 @@ export interface Service {
 /** Tables are made, altered and indexed while we run. */
 const catalogEveryMs = 15_000;
 
-/** Vault may be sealed or away when we start. */
-const familiesEveryMs = 1_000;
+/** A start waits this long for the mirrors of the targets. */
+const startMaxMs = 2_000;
 
 export interface ServiceOptions {
   readonly databaseUrl: string;
@@ -101,22 +108,32 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     ...(families !== undefined && { families }),
     ...(options.now !== undefined && { now: options.now }),
   });
-  await insertInstance(pool, instanceId, families ?? null);
+  const role = options.role ?? 'all';
+  await upsertHeartbeat(pool, instanceId, { families: families ?? null, role, policy: policy.version });
   const audit = await AuditLog.open(databaseUrl, pool, {
     instanceId,
     onError: warn('A group of audit entries is being sent again.'),
   });
   const sequencer = startSequencer(pool, warn('Audit entries could not be put in order; trying again.'));
-  const beating = { pool, keyring, id: instanceId, families: families ?? null };
+  const beating = {
+    pool,
+    keyring,
+    id: instanceId,
+    families: families ?? null,
+    role,
+    policy: () => service.policy.version,
+  };
   const heartbeat = startHeartbeat({ ...beating, onError: warn('A heartbeat failed.') });
   const keeper = await watchKeeper(rootKeys, log);
   const catalog = await loadCatalog(targets, policy.columns);
+  const standing = new PolicyStanding();
   const watch = watchKeyState(databaseUrl, warn('The notice channel of key state was lost; connecting again.'), {
     onChange: () => keyring.refresh().then(heartbeat.beat),
     ...(makes && { onWanted: (wanted: Wanted) => makeWanted(service, wanted) }),
   });
   const service: Service = {
     instanceId,
+    role,
     log,
     pool,
     targets,
@@ -129,11 +146,14 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     audit,
     sequencer,
     policy,
+    policyWatch: undefined,
+    standing,
     catalog,
     wake: () => undefined,
     draining: false,
     async close() {
       stopLooking();
+      stopStanding();
       stopMaking();
       keeper.stop();
       await watch.stop();
@@ -147,11 +167,30 @@ export async function openService(options: ServiceOptions): Promise<Service> {
       rootKeys.close();
     },
   };
-  // Before any key is made: an older database, or a new one, must not make others under names that a mirror knows.
-  if (makes) await new MirrorKeeper(warn('A mirror of wrapped keys could not be looked at.')).look(service);
-  const stopMaking = makes ? await keepFamilies(service) : () => undefined;
+  await standing.look(service);
+  const stopStanding = standing.keep(() => service, warn('It could not be found out which policy is in force.'));
+  const stopMaking = makes ? await beginMaking(service, warn) : () => undefined;
   const stopLooking = keepCatalog(service, warn('The registered tables could not be looked at.'));
   return service;
+}
+
+/** A target that does not answer delays the making of keys, which its mirror may know, and not the start. */
+async function beginMaking(service: Service, warn: (what: string) => (error: unknown) => void): Promise<() => void> {
+  let stopped = false;
+  let stop: () => void = () => undefined;
+  const begin = async () => {
+    // Before any key is made: an older database, or a new one, must not make others under names that a mirror knows.
+    await new MirrorKeeper(warn('A mirror of wrapped keys could not be looked at.')).look(service);
+    if (stopped) return;
+    const mayMake = () => service.standing.outdated === undefined;
+    stop = await keepFamilies(() => service, mayMake);
+    if (stopped) stop();
+  };
+  await Promise.race([begin(), sleep(startMaxMs, undefined, { ref: false })]);
+  return () => {
+    stopped = true;
+    stop();
+  };
 }
 
 /** Makes a data key that another process asked for. */
@@ -167,54 +206,45 @@ async function makeWanted(service: Service, { tenant, family, version, target }:
   await keyring.getOrMake(tenant, family, version, mirror);
 }
 
-/** Makes the families that the policy names and the database lacks: now, and whenever there are some. Answers how to stop. */
-async function keepFamilies(service: Service): Promise<() => void> {
-  let told: string | undefined;
-  let making: Promise<void> | undefined;
-  const make = async () => {
-    const { pool, rootKeys, policy, keyring, log, targets } = service;
-    try {
-      if (keyring.state.families.size === 0) await mustBeNew((target) => targets.find(target), policy);
-      const made = await ensureFamilies(pool, rootKeys, policy, keyring.state);
-      if (made.length > 0) await keyring.refresh();
-    } catch (error) {
-      const description = describeError(error);
-      const text = JSON.stringify(description);
-      if (text !== told)
-        log.warn({ error: description }, 'Key families of the policy could not be made; trying again.');
-      told = text; // once, not with every try
-    } finally {
-      making = undefined;
-    }
-  };
-  await make();
-  const timer = setInterval(() => void (making ??= make()), familiesEveryMs);
-  return () => clearInterval(timer);
+/** Looks at the registered tables now. Errors: those of our own database. */
+async function lookAtTables(service: Service): Promise<void> {
+  const { policy } = service;
+  const catalog = await loadCatalog(service.targets, policy.columns);
+  if (service.policy === policy) service.catalog = catalog;
 }
 
-/** Looks at the registered tables again every now and then. Answers how to stop. */
+/** Looks at the registered tables again every now and then, one look at a time. Answers how to stop. */
 function keepCatalog(service: Service, onError: (error: unknown) => void): () => void {
-  const look = async () => {
-    const { policy } = service;
-    const catalog = await loadCatalog(service.targets, policy.columns);
-    if (service.policy === policy) service.catalog = catalog;
-  };
-  const timer = setInterval(() => void look().catch(onError), catalogEveryMs);
+  let looking: Promise<void> | undefined;
+  const look = () =>
+    lookAtTables(service)
+      .catch(onError)
+      .finally(() => (looking = undefined));
+  const timer = setInterval(() => void (looking ??= look()), catalogEveryMs);
   return () => clearInterval(timer);
 }
 
 /**
- * Puts a policy in force: new requests see it at once, and every answer that was computed under the old one and is not
- * yet in the audit log is computed again, because the epoch has moved. It does not wait for the keeper of root keys: a
- * right that was taken away must go while that is away, too; the keys of a new class come when it is back.
+ * Has this process go by a policy. In this order, so that a right that was taken away goes whatever hangs:
+ *
+ *     at once      new requests, and answers that are under way, are decided by it (operations/perform.ts)
+ *     database     the epoch is raised; what was computed before is not stored any more. A worker's policy is in force
+ *     then         the tables of the customer's are looked at, each target for a while at most
+ *
+ * It does not wait for the keeper of root keys; the keys of a new class come when that is back. Errors: those of our own
+ * database; to be called again then.
  */
 export async function adoptPolicy(service: Service, policy: Policy): Promise<void> {
-  const catalog = await loadCatalog(service.targets, policy.columns);
   service.policy = policy;
-  service.catalog = catalog;
-  await transaction(service.pool, raiseEpoch);
+  service.standing.accept(policy.version);
+  await transaction(service.pool, async (tx) => {
+    await raiseEpoch(tx);
+    if (service.role !== 'api' && service.policy === policy) await putInForce(tx, policy);
+  });
   await waitOutIntake(service.pool);
   await service.keyring.refresh();
+  await service.standing.look(service);
+  await lookAtTables(service);
 }
 
 export interface Health {
@@ -231,6 +261,7 @@ export async function examine(service: Service): Promise<Health> {
   if (service.draining) reasons.push('draining');
   const { problem, lost } = service.keeper.state();
   if (problem !== undefined) (lost ? reasons : warnings).push(problem);
+  if (service.standing.outdated !== undefined) reasons.push(service.standing.outdated);
   for (const name of service.policy.classes.keys()) {
     if (!service.keyring.serves(name)) continue;
     const family = service.keyring.state.families.get(name);
@@ -244,6 +275,7 @@ export async function examine(service: Service): Promise<Health> {
     const told = await listMirrorWarnings(service.pool, service.policy.columns);
     // An empty database beside mirrors that are not empty is one that was lost.
     (service.keyring.state.families.size === 0 ? reasons : warnings).push(...told);
+    warnings.push(...(await describeSkew(service.pool)));
   } catch {
     reasons.push('the database does not answer');
   }
