@@ -11,7 +11,7 @@ grant select on fieldkeep.epoch to :role;
 grant execute on function fieldkeep.raise_epoch(), fieldkeep.lock_epoch() to :role;
 grant select, insert, update on fieldkeep.key_uses to :role;
 grant select on fieldkeep.key_families, fieldkeep.key_versions, fieldkeep.data_keys to :role;
-grant select on fieldkeep.mirrors, fieldkeep.registered_tables to :role;
+grant select on fieldkeep.mirrors, fieldkeep.registered_tables, fieldkeep.policies to :role;
 grant select on fieldkeep.approvals, fieldkeep.approval_decisions, fieldkeep.approval_uses to :role;
 grant select on fieldkeep.audit_streams, fieldkeep.audit_intake, fieldkeep.audit_unfolded, fieldkeep.audit_entries,
   fieldkeep.audit_items to :role;
@@ -47,6 +47,8 @@ grant execute on function fieldkeep.audit_make_partitions() to :role;
 grant select, insert, update on fieldkeep.rotations, fieldkeep.rotation_columns to :role;
 grant select, insert, update, delete on fieldkeep.rotation_ranges, fieldkeep.rotation_failures to :role;
 grant select, insert, update on fieldkeep.rotation_rehearsals, fieldkeep.registered_tables, fieldkeep.adoptions to :role;
+-- The policy in force: whoever works on runs puts it in force.
+grant select, insert, update on fieldkeep.policies, fieldkeep.registered_columns to :role;
 -- Approvals: what was asked and decided stays, and an approval is used once.
 grant select, insert on fieldkeep.approvals, fieldkeep.approval_decisions, fieldkeep.approval_uses to :role;
 -- Retiring and destroying: which columns are guarded is the owner's to say.

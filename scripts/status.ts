@@ -121,11 +121,15 @@ function describeRuns(runs: readonly RunProgress[]): string[] {
 await run(async () => {
   const { values } = readWords('Usage: npm run status [-- --json]', { options: { json: flag } });
   await withApi(async (api, { url }) => {
-    const keys = mustBeOk(await api.call(operator, 'GET', '/v1/keys')).items as Family[];
+    const { items, warnings = [] } = mustBeOk(await api.call(operator, 'GET', '/v1/keys'));
+    const [keys, skew] = [items as Family[], warnings as string[]];
     const rotations = mustBeOk(await api.call(operator, 'GET', '/v1/rotations?limit=20')).items as RunProgress[];
     const adoptions = mustBeOk(await api.call(operator, 'GET', '/v1/adoptions')).items as Adoption[];
-    const lines = [url, '', ...keys.flatMap(describeFamily), '', ...describeRuns(rotations)];
+    const told = skew.length === 0 ? [] : ['', ...skew.map((warning) => `Mind: ${warning}`)];
+    const lines = [url, ...told, '', ...keys.flatMap(describeFamily), '', ...describeRuns(rotations)];
     lines.push(...describeAdoptions(adoptions));
-    process.stdout.write(`${values.json ? JSON.stringify({ url, keys, rotations, adoptions }) : lines.join('\n')}\n`);
+    process.stdout.write(
+      `${values.json ? JSON.stringify({ url, keys, rotations, adoptions, warnings: skew }) : lines.join('\n')}\n`,
+    );
   });
 });

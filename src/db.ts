@@ -23,6 +23,9 @@ interface PoolOptions {
 }
 
 const connectTimeoutMs = 5_000;
+const defaultStatementMs = 10_000;
+/** A server that was stopped keeps no statement_timeout: then we give the connection up, this long after it was due. */
+const silenceMs = 5_000;
 
 function clientConfig(url: string, options: Omit<PoolOptions, 'max'>): pg.ClientConfig {
   const settings = { search_path: 'pg_catalog', ...options.settings };
@@ -31,7 +34,7 @@ function clientConfig(url: string, options: Omit<PoolOptions, 'max'>): pg.Client
     application_name: `fieldkeep ${options.name}`,
     connectionTimeoutMillis: connectTimeoutMs,
     keepAlive: true,
-    statement_timeout: options.statementTimeoutMs ?? 10_000,
+    statement_timeout: options.statementTimeoutMs ?? defaultStatementMs,
     options: Object.entries(settings)
       .map(([name, value]) => `-c ${name}=${value}`)
       .join(' '),
@@ -40,7 +43,12 @@ function clientConfig(url: string, options: Omit<PoolOptions, 'max'>): pg.Client
 
 /** A pool whose idle connections may die without taking the process along: the next query opens a new one. */
 export function openPool(url: string, options: PoolOptions): Pool {
-  const pool = new pg.Pool({ ...clientConfig(url, options), max: options.max, idleTimeoutMillis: 30_000 });
+  const pool = new pg.Pool({
+    ...clientConfig(url, options),
+    query_timeout: (options.statementTimeoutMs ?? defaultStatementMs) + silenceMs,
+    max: options.max,
+    idleTimeoutMillis: 30_000,
+  });
   // A connection that is lost, idle or between two statements of a transaction, says so here and again to whoever
   // queries it next; unheard it would end the process.
   pool.on('error', () => undefined);
@@ -73,6 +81,21 @@ export async function withClient<T>(pool: Pool, work: (client: Client) => Promis
   }
 }
 
+/** Like withClient; a connection on which `work` takes longer than `maxMs` is given up, whatever the server does. */
+export async function withClientFor<T>(pool: Pool, maxMs: number, work: (client: Client) => Promise<T>): Promise<T> {
+  return await withClient(pool, async (client) => {
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => reject(new Error('timeout expired')), maxMs); // as pg says it: the connection is broken
+    });
+    try {
+      return await Promise.race([work(client), late]);
+    } finally {
+      clearTimeout(timer);
+    }
+  });
+}
+
 /** Like withClient; when the signal comes the server is asked to cancel what it is doing there (57014). */
 export async function withCancelling<T>(
   pool: Pool,
@@ -101,9 +124,13 @@ export async function transaction<T>(pool: Pool, work: (tx: Client) => Promise<T
     await client.query('commit');
     return result;
   } catch (error) {
-    await client.query('rollback').catch((failure: Error) => {
-      broken = failure;
-    });
+    // On a connection that does not answer a rollback would wait once more; closing it rolls back, too.
+    if (error instanceof Error && isUnavailable(error)) broken = error;
+    else {
+      await client.query('rollback').catch((failure: Error) => {
+        broken = failure;
+      });
+    }
     throw error;
   } finally {
     client.release(broken);
@@ -143,7 +170,7 @@ export function isUnavailable(error: unknown): boolean {
   const code: unknown = 'code' in error ? error.code : undefined;
   if (typeof code === 'string') return socketCodes.has(code) || unavailableStates.test(code);
   if (error instanceof AggregateError) return error.errors.some(isUnavailable);
-  return /^(Connection terminated|Client has encountered a connection error|timeout e|Client was closed)/.test(
+  return /^(Connection terminated|Query read timeout|Client has encountered a connection error|timeout e|Client was closed)/.test(
     error.message,
   );
 }

@@ -31,6 +31,7 @@ export const errorCodes = [
   'database_unavailable',
   'audit_unavailable',
   'keys_not_ready',
+  'policy_superseded',
   'deadline_exceeded',
 ] as const;
 

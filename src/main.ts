@@ -187,6 +187,7 @@ async function startHttp(
   const app = createApp(edge, {
     operations: bindOperations(service),
     authenticate: createAuthenticator({ policy: () => service.policy, localKeys: issuer.jwks }),
+    policy: () => service.policy,
     refuse: (refusal) => refuse(service, refusal),
     health: () => examineAll(services),
   });
@@ -284,17 +285,18 @@ async function start(undo: Undo[]): Promise<void> {
   const parts = { targets, rows, readers, sources, rootKeys, policy, log, ...(families !== undefined && { families }) };
   const services = await openServices(config, database, parts, undo);
   undo.push(watchRights(config, keeper, services.all[0]));
+  const adopt = async (next: Policy) => {
+    await Promise.all(services.all.map((each) => adoptPolicy(each, next)));
+  };
+  const watch = watchPolicy(config.policyFile, policy.version, adopt, log);
+  for (const each of services.all) each.policyWatch = watch;
+  undo.push(() => watch.stop());
   const metrics = createMetrics();
   const inside = await startInside(services, metrics, config, undo);
   const url = services.api && (await startHttp(services, services.api, metrics, config, undo));
   const listening = { ...inside, ...(url !== undefined && { url }) };
   if (role === 'worker') setPriority(workerNiceness); // nobody waits for it as an agent waits for an answer
   if (services.worker !== undefined) await startJobs(services.worker, database.workerUrl, undo);
-  const adopt = async (next: Policy) => {
-    for (const each of services.all) await adoptPolicy(each, next);
-  };
-  const watch = watchPolicy(config.policyFile, policy.version, adopt, log);
-  undo.push(() => watch.stop());
   writeRuntime(home, listening, database, undo);
   const ready = services.api !== undefined && (await examineAll(services)).reasons.length === 0;
   const examples = ready && (await writeExamples(encryptAs(services.api), home.path));

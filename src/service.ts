@@ -3,6 +3,7 @@
  * There is no container: what a function takes of it, its first lines say.
  */
 import { randomUUID } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { ask, toError, type Answer, type AskedCall } from './asked/ask.ts';
 import { askedChannel } from './asked/store.ts';
@@ -13,30 +14,30 @@ import { startSequencer } from './audit/sequencer.ts';
 import { unfoldChannel, waitOutIntake } from './audit/store.ts';
 import { openPool, transaction, type Pool } from './db.ts';
 import { describeError, FieldkeepError } from './errors.ts';
-import { ensureFamilies } from './keys/families.ts';
-import { insertInstance } from './keys/instance-store.ts';
-import { canaryTenant, startHeartbeat } from './keys/instances.ts';
+import { keepFamilies } from './keys/families.ts';
+import { upsertHeartbeat } from './keys/instance-store.ts';
+import { startHeartbeat } from './keys/instances.ts';
 import { watchKeeper, type KeeperWatch } from './keys/keeper-watch.ts';
 import { Keyring } from './keys/keyring.ts';
-import { listMirrorWarnings, listTargets, mustBeNew } from './keys/mirror.ts';
+import { listMirrorWarnings, listTargets } from './keys/mirror.ts';
 import { MirrorKeeper } from './keys/mirror-keeper.ts';
+import { NewTenants } from './keys/new-tenants.ts';
 import type { RootKeys } from './keys/root-keys.ts';
 import { raiseEpoch, type Wanted } from './keys/store.ts';
-import { auditFamily, findClosed } from './keys/version.ts';
+import { findClosed } from './keys/version.ts';
 import { watchKeyState } from './keys/watch.ts';
 import type { Policy } from './policy/policy.ts';
-import { loadCatalog, loadPublished, type Catalog } from './targets/catalog.ts';
 import { present } from './present.ts';
+import { loadCatalog, loadPublished, type Catalog } from './targets/catalog.ts';
 import { Counts } from './rotation/counts.ts';
+import { describeSkew, PolicyStanding, putInForce } from './rotation/in-force.ts';
 import { openSources, type Sources } from './rotation/sources.ts';
-import { NewTenants } from './keys/new-tenants.ts';
 import { noTargets, openReaders, openTargets, type Readers, type TargetName, type Targets } from './targets/targets.ts';
 
 /** What a service does: answers agents, or works on keys, runs and rows; a service in a test does both. */
 export type ServiceRole = 'api' | 'worker' | 'all';
 
 export interface Service {
-  readonly role: ServiceRole;
   /** This service, in heartbeats, leases and the audit stream. */
   readonly instanceId: string;
   readonly log: Logger;
@@ -55,8 +56,13 @@ export interface Service {
   readonly keeper: KeeperWatch;
   readonly keyring: Keyring;
   readonly audit: AuditLog;
-  /** The policy in force; replaced as a whole by `adoptPolicy`. */
+  readonly role: ServiceRole;
+  /** The policy that this process goes by; replaced as a whole by `adoptPolicy`. */
   policy: Policy;
+  /** Looks at its file; absent where nobody does. */
+  policyWatch: { isFresh(): boolean; look(): Promise<void> } | undefined;
+  /** How that one stands to the policy in force. */
+  readonly standing: PolicyStanding;
   /** What the registered tables look like in the database. */
   catalog: Catalog;
   /** Has the workers look at once instead of at their next tick; does nothing in a process without workers. */
@@ -69,9 +75,10 @@ export interface Service {
 
 /** Tables are made, altered and indexed while we run. */
 const catalogEveryMs = 15_000;
+const waitingEveryMs = 1_000;
 
-/** Vault may be sealed or away when we start. */
-const familiesEveryMs = 1_000;
+/** A start waits this long for the mirrors of the targets. */
+const startMaxMs = 2_000;
 
 export interface ServiceOptions {
   readonly databaseUrl: string;
@@ -117,7 +124,7 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     ...(families !== undefined && { families }),
     ...(options.now !== undefined && { now: options.now }),
   });
-  await insertInstance(pool, instanceId, families ?? null);
+  await upsertHeartbeat(pool, instanceId, { families: families ?? null, role, policy: policy.version });
   const audit = await AuditLog.open(databaseUrl, pool, {
     instanceId,
     onError: warn('A group of audit entries is being sent again.'),
@@ -128,18 +135,26 @@ export async function openService(options: ServiceOptions): Promise<Service> {
         log.error({ stream, first, last }, 'Groups of audit entries are missing; they were recorded as lost.'),
       )
     : undefined;
-  const beating = { pool, keyring, id: instanceId, families: families ?? null };
+  const beating = {
+    pool,
+    keyring,
+    id: instanceId,
+    families: families ?? null,
+    role,
+    policy: () => service.policy.version,
+  };
   const heartbeat = startHeartbeat({ ...beating, onError: warn('A heartbeat failed.') });
   const keeper = await watchKeeper(rootKeys, log);
-  const catalog = await lookAtTables({ role, pool, targets }, policy);
+  const catalog = await readTables({ role, pool, targets }, policy);
   let wakeTaker = (): void => undefined;
+  const standing = new PolicyStanding();
   const watch = watchKeyState(databaseUrl, warn('The notice channel of key state was lost; connecting again.'), {
     onChange: () => keyring.refresh().then(heartbeat.beat),
     ...(isWorker && { others: { [askedChannel]: () => wakeTaker(), [unfoldChannel]: () => sequencer?.wake() } }),
   });
   const service: Service = {
-    role,
     instanceId,
+    role,
     log,
     pool,
     targets,
@@ -151,11 +166,14 @@ export async function openService(options: ServiceOptions): Promise<Service> {
     keyring,
     audit,
     policy,
+    policyWatch: undefined,
+    standing,
     catalog,
     wake: () => undefined,
     draining: false,
     async close() {
       stopLooking();
+      stopStanding();
       stopMaking();
       await taker?.stop();
       keeper.stop();
@@ -170,9 +188,9 @@ export async function openService(options: ServiceOptions): Promise<Service> {
       if (options.ownsRootKeys !== false) rootKeys.close();
     },
   };
-  // Before any key is made: an older database, or a new one, must not make others under names that a mirror knows.
-  if (isWorker) await new MirrorKeeper(warn('A mirror of wrapped keys could not be looked at.')).look(service);
-  const stopMaking = isWorker ? await keepFamilies(service) : () => undefined;
+  await standing.look(service);
+  const stopStanding = standing.keep(() => service, warn('It could not be found out which policy is in force.'));
+  const stopMaking = isWorker ? await beginMaking(service, warn) : () => undefined;
   const newTenants = new NewTenants();
   const perform = async (call: AskedCall): Promise<Answer> => {
     if (call.name === makeKeyCall) return await makeWanted(service, newTenants, call.content as Wanted);
@@ -185,6 +203,25 @@ export async function openService(options: ServiceOptions): Promise<Service> {
   wakeTaker = () => taker?.wake();
   const stopLooking = keepCatalog(service, warn('The registered tables could not be looked at.'));
   return service;
+}
+
+/** A target that does not answer delays the making of keys, which its mirror may know, and not the start. */
+async function beginMaking(service: Service, warn: (what: string) => (error: unknown) => void): Promise<() => void> {
+  let stopped = false;
+  let stop: () => void = () => undefined;
+  const begin = async () => {
+    // Before any key is made: an older database, or a new one, must not make others under names that a mirror knows.
+    await new MirrorKeeper(warn('A mirror of wrapped keys could not be looked at.')).look(service);
+    if (stopped) return;
+    const mayMake = () => service.standing.outdated === undefined;
+    stop = await keepFamilies(() => service, mayMake);
+    if (stopped) stop();
+  };
+  await Promise.race([begin(), sleep(startMaxMs, undefined, { ref: false })]);
+  return () => {
+    stopped = true;
+    stop();
+  };
 }
 
 /** The database lacks, or has otherwise, what it had acknowledged: it failed over to a standby that was behind. */
@@ -233,73 +270,66 @@ async function makeWanted(
   return {};
 }
 
-/** Makes the families that the policy names and the database lacks: now, and whenever there are some. Answers how to stop. */
-async function keepFamilies(service: Service): Promise<() => void> {
-  let told: string | undefined;
-  let making: Promise<void> | undefined;
-  const make = async () => {
-    const { pool, rootKeys, policy, keyring, log, targets } = service;
-    try {
-      if (keyring.state.families.size === 0) await mustBeNew((target) => targets.find(target), policy);
-      const made = await ensureFamilies(pool, rootKeys, policy, keyring.state);
-      if (made.length > 0) await keyring.refresh();
-      await makeCallKey(keyring);
-    } catch (error) {
-      const description = describeError(error);
-      const text = JSON.stringify(description);
-      if (text !== told)
-        log.warn({ error: description }, 'Key families of the policy could not be made; trying again.');
-      told = text; // once, not with every try
-    } finally {
-      making = undefined;
-    }
-  };
-  await make();
-  const timer = setInterval(() => void (making ??= make()), familiesEveryMs);
-  return () => clearInterval(timer);
-}
-
-/** The key that calls to workers are sealed with, of the tenant that owns canaries (asked/ask.ts). */
-async function makeCallKey(keyring: Keyring): Promise<void> {
-  const version = keyring.state.families.get(auditFamily)?.active;
-  if (version !== undefined) await keyring.getOrMake(canaryTenant, auditFamily, version);
-}
-
 /** The registered tables: as they are, where this process is connected to them, else as workers have seen them. */
-function lookAtTables(
+function readTables(
   { role, pool, targets }: Pick<Service, 'role' | 'pool' | 'targets'>,
   { columns }: Policy,
 ): Promise<Catalog> {
   return role === 'api' ? loadPublished(pool, columns) : loadCatalog(targets, columns);
 }
 
-/** Looks at the registered tables again every now and then, soon where some were not seen yet. Answers how to stop. */
+/** Looks at the registered tables now. Errors: those of our own database. */
+async function lookAtTables(service: Service): Promise<void> {
+  const { policy } = service;
+  const catalog = await readTables(service, policy);
+  if (service.policy === policy) service.catalog = catalog;
+}
+
+/**
+ * Looks at the registered tables again every now and then, one look at a time; soon where no worker had published some.
+ * Answers how to stop.
+ */
 function keepCatalog(service: Service, onError: (error: unknown) => void): () => void {
+  let looking: Promise<void> | undefined;
   let lookedAt = performance.now();
-  const look = async () => {
-    const { policy, catalog } = service;
-    const isWaiting = service.role === 'api' && policy.columns.some(({ address }) => !catalog.keyTypes.has(address));
-    if (!isWaiting && performance.now() - lookedAt < catalogEveryMs) return;
-    lookedAt = performance.now();
-    const seen = await lookAtTables(service, policy);
-    if (service.policy === policy) service.catalog = seen;
+  const isDue = () => {
+    const { role, policy, catalog } = service;
+    const isWaiting = role === 'api' && policy.columns.some(({ address }) => !catalog.keyTypes.has(address));
+    return isWaiting || performance.now() - lookedAt >= catalogEveryMs;
   };
-  const timer = setInterval(() => void look().catch(onError), familiesEveryMs);
+  const look = () => {
+    lookedAt = performance.now();
+    return lookAtTables(service)
+      .catch(onError)
+      .finally(() => (looking = undefined));
+  };
+  const timer = setInterval(() => {
+    if (isDue()) looking ??= look();
+  }, waitingEveryMs);
   return () => clearInterval(timer);
 }
 
 /**
- * Puts a policy in force: new requests see it at once, and every answer that was computed under the old one and is not
- * yet in the audit log is computed again, because the epoch has moved. It does not wait for the keeper of root keys: a
- * right that was taken away must go while that is away, too; the keys of a new class come when it is back.
+ * Has this process go by a policy. In this order, so that a right that was taken away goes whatever hangs:
+ *
+ *     at once      new requests, and answers that are under way, are decided by it (operations/perform.ts)
+ *     database     the epoch is raised; what was computed before is not stored any more. A worker's policy is in force
+ *     then         the tables of the customer's are looked at, each target for a while at most
+ *
+ * It does not wait for the keeper of root keys; the keys of a new class come when that is back. Errors: those of our own
+ * database; to be called again then.
  */
 export async function adoptPolicy(service: Service, policy: Policy): Promise<void> {
-  const catalog = await lookAtTables(service, policy);
   service.policy = policy;
-  service.catalog = catalog;
-  await transaction(service.pool, raiseEpoch);
+  service.standing.accept(policy.version);
+  await transaction(service.pool, async (tx) => {
+    await raiseEpoch(tx);
+    if (service.role !== 'api' && service.policy === policy) await putInForce(tx, policy);
+  });
   await waitOutIntake(service.pool);
   await service.keyring.refresh();
+  await service.standing.look(service);
+  await lookAtTables(service);
 }
 
 export interface Health {
@@ -316,6 +346,7 @@ export async function examine(service: Service): Promise<Health> {
   if (service.draining) reasons.push('draining');
   const { problem, lost } = service.keeper.state();
   if (problem !== undefined) (lost ? reasons : warnings).push(problem);
+  if (service.standing.outdated !== undefined) reasons.push(service.standing.outdated);
   for (const name of service.policy.classes.keys()) {
     if (!service.keyring.serves(name)) continue;
     const family = service.keyring.state.families.get(name);
@@ -329,6 +360,7 @@ export async function examine(service: Service): Promise<Health> {
     const told = await listMirrorWarnings(service.pool, service.policy.columns);
     // An empty database beside mirrors that are not empty is one that was lost.
     (service.keyring.state.families.size === 0 ? reasons : warnings).push(...told);
+    warnings.push(...(await describeSkew(service.pool)));
   } catch {
     reasons.push('the database does not answer');
   }

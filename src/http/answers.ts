@@ -144,6 +144,7 @@ export const rotationAnswer = z.object({
     .array(retirement.extend({ version }))
     .optional()
     .meta({ description: 'Of the newest one, once it is done: what the versions before lack to be destroyed.' }),
+  policyVersion: z.string().optional().meta({ description: 'The policy of the process that last took it further.' }),
   reason: z.string().optional(),
   requestedBy: z.string().optional(),
   createdAt: time.optional(),
@@ -237,7 +238,12 @@ export const reencryptAnswer = oneOrItems(z.object({ envelope, version, indexes:
 export const matchAnswer = oneOrItems(z.object({ match: z.boolean() }));
 export const searchTokensAnswer = z.object({ tokens: z.array(z.string()), expiresAt: time });
 export const whoamiAnswer = z.object({ principal, tenant: z.string().optional(), grants: z.array(z.string()) });
-export const keysAnswer = listOf(keyAnswer);
+export const keysAnswer = listOf(keyAnswer).extend({
+  warnings: z
+    .array(z.string())
+    .optional()
+    .meta({ description: 'Processes that go by another policy than the one in force.' }),
+});
 export const rotationsAnswer = listOf(rotationAnswer);
 export const failuresAnswer = listOf(failure);
 export const adoptionsAnswer = listOf(adoptionAnswer);

@@ -31,6 +31,8 @@ export interface Refusal {
 export interface Backend {
   readonly operations: Readonly<Record<OperationName, (call: Call) => Promise<Result> | Result>>;
   readonly authenticate: Authenticate;
+  /** The policy that callers are authenticated by; another object means another policy. */
+  readonly policy?: () => object;
   /** Writes the audit entry of an attempt that never became an operation. Errors: `audit_unavailable`. */
   refuse(refusal: Refusal): Promise<void>;
   /** Whether the service can take work now. */
@@ -112,13 +114,18 @@ function handle(edge: Edge, backend: Backend, route: Route): RequestHandler {
   return async (req, res) => {
     const exchange = new Exchange(edge, req, res, route.path);
     let call: Call;
+    let policy: object | undefined;
     try {
+      policy = backend.policy?.();
       call = await admit(backend, route, exchange, req);
+      if (backend.policy?.() !== policy) call = await admitAgain(backend, req, call); // a body may take its time
     } catch (error) {
       return refuse(backend, route, exchange, error);
     }
     try {
+      policy = backend.policy?.();
       const result = await operate(call);
+      if (backend.policy?.() !== policy) await admitAgain(backend, req, call);
       release(exchange, result);
     } catch (error) {
       exchange.fail(error);
@@ -147,6 +154,13 @@ async function admit(backend: Backend, route: Route, exchange: Exchange, req: Re
     ...(idempotencyKey !== undefined && { idempotencyKey }),
     ...(approvalId !== undefined && { approvalId }),
   };
+}
+
+/** Who is asking, once more, under a policy that came meanwhile. Errors: 401, 403 as for a new request. */
+async function admitAgain(backend: Backend, req: Request, call: Call): Promise<Call> {
+  const { principal, known } = await backend.authenticate(req);
+  if (!known) throw new FieldkeepError('forbidden', 'The policy does not know this principal.');
+  return { ...call, principal };
 }
 
 async function admitBody(route: Route, exchange: Exchange, req: Request): Promise<object | undefined> {

@@ -34,6 +34,7 @@ export const statuses: Readonly<Record<ErrorCode, number>> = {
   database_unavailable: 503,
   audit_unavailable: 503,
   keys_not_ready: 503,
+  policy_superseded: 503,
   deadline_exceeded: 504,
 };
 

@@ -3,11 +3,13 @@
  * plaintext to adopt, envelopes that came late, guards and destructions, runs and ranges that are not finished) and does or
  * sends what comes next. Timers only wake it; a tick that was missed is made good by the next.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { CronTime } from 'cron';
 import type { PgBoss } from 'pg-boss';
 import { describeError } from '../errors.ts';
 import { MirrorKeeper } from '../keys/mirror-keeper.ts';
 import { carryOutOpen } from '../retirement/destroy.ts';
+import { mayWork } from '../rotation/in-force.ts';
 import { advance, listWorkable, type DriverShop } from '../rotation/run.ts';
 import { startAdoption, startDue } from '../rotation/start.ts';
 import { workRange } from '../rotation/range.ts';
@@ -26,6 +28,8 @@ const pollSeconds = 0.5;
 const rangesAtOnce = 4;
 /** Of a run, waiting in the queue. */
 const rangesSentMax = 32;
+/** A target that does not answer keeps no process from its end. */
+const stopMaxMs = 10_000;
 /** Looking for plaintext without an index reads the whole table. */
 const unindexedLookMs = 300_000;
 
@@ -50,29 +54,57 @@ export interface Workers {
   stop(): Promise<void>;
 }
 
+/**
+ * What is done again and again, each thing beside the others: one that waits for a target keeps none of them waiting. What goes
+ * wrong is told to `onError`, and comes with the next tick again.
+ */
+class Chores {
+  readonly #onError: (error: unknown) => void;
+  readonly #under = new Map<string, Promise<void>>();
+  readonly #again = new Set<string>();
+  #stopped = false;
+
+  constructor(onError: (error: unknown) => void) {
+    this.#onError = onError;
+  }
+
+  /** Does it now, or once more after it has ended. */
+  do(name: string, work: () => Promise<unknown>): void {
+    if (this.#stopped) return;
+    if (this.#under.has(name)) this.#again.add(name);
+    else this.#under.set(name, this.#run(name, work));
+  }
+
+  async #run(name: string, work: () => Promise<unknown>): Promise<void> {
+    do {
+      this.#again.delete(name);
+      await work().catch(this.#onError);
+    } while (this.#again.has(name) && !this.#stopped);
+    this.#under.delete(name);
+  }
+
+  /** Waits for what is under way, no longer than `maxMs`. */
+  async stop(maxMs: number): Promise<void> {
+    this.#stopped = true;
+    await Promise.race([Promise.all(this.#under.values()), sleep(maxMs, undefined, { ref: false })]);
+  }
+}
+
 export async function startWorkers(
   boss: PgBoss,
   shop: () => DriverShop,
   onError: (error: unknown) => void,
 ): Promise<Workers> {
   let stopping = false;
-  let again = false;
   let ticking: Promise<void> | undefined;
-  let searching: Promise<void> | undefined;
+  let tickAgain = false;
   let lookedUnindexedAt = -Infinity;
+  /** Whether the policy of this process is in force, as the last tick has found. */
+  let mayDrive = false;
   /** Ranges that this process works on now. */
   const working = new Set<string>();
   const mirrors = new MirrorKeeper(onError);
-
-  /** What goes wrong with one thing is told, and keeps no other from its turn. */
-  async function attempt<T>(work: () => Promise<T>): Promise<T | undefined> {
-    try {
-      return await work();
-    } catch (error) {
-      onError(error);
-      return undefined;
-    }
-  }
+  const chores = new Chores(onError);
 
   async function sendRanges(): Promise<void> {
     const { pool, instanceId } = shop();
@@ -82,36 +114,71 @@ export async function startWorkers(
     }
   }
 
-  async function lookForWork(): Promise<void> {
-    const unindexed = performance.now() - lookedUnindexedAt >= unindexedLookMs;
-    if (unindexed) lookedUnindexedAt = performance.now();
-    await attempt(() => startDue(shop()));
-    await attempt(() => startAdoption(shop(), unindexed));
-    await attempt(() => watchDone(shop()));
-    await attempt(() => carryOutOpen(shop()));
-    searching ??= attempt(() => searchDue(shop())).finally(() => (searching = undefined)); // takes as long as it takes
+  async function takeFurther(id: string): Promise<void> {
+    while (!stopping && (await advance(shop(), id)));
+    chores.do('ranges', sendRanges);
   }
 
-  async function look(): Promise<void> {
-    mirrors.wake(shop());
-    await lookForWork();
-    for (const run of (await attempt(() => listUnfinished(shop().pool))) ?? []) {
-      while (!stopping && (await attempt(() => advance(shop(), run.id))) === true);
+  async function lookAtRuns(): Promise<void> {
+    for (const { id } of await listUnfinished(shop().pool)) chores.do(`run ${id}`, () => takeFurther(id));
+    chores.do('ranges', sendRanges);
+  }
+
+  /** Starts runs, then looks at them. */
+  function start(name: string, begin: () => Promise<unknown>): void {
+    chores.do(name, async () => {
+      try {
+        await begin();
+      } finally {
+        if (!stopping) chores.do('runs', lookAtRuns);
+      }
+    });
+  }
+
+  function lookForWork(): void {
+    const unindexed = performance.now() - lookedUnindexedAt >= unindexedLookMs;
+    if (unindexed) lookedUnindexedAt = performance.now();
+    start('due', () => startDue(shop()));
+    const databases = new Set([...shop().catalog.tables.values()].map(({ database }) => database));
+    for (const database of databases) {
+      start(`adoption in ${database ?? 'own'}`, () => startAdoption(shop(), unindexed, { database }));
     }
-    await attempt(sendRanges);
+    start('watch', () => watchDone(shop()));
+    chores.do('destructions', () => carryOutOpen(shop()));
+    chores.do('search', () => searchDue(shop())); // takes as long as it takes
+  }
+
+  /** A process whose policy is not in force takes no jobs: others can do them. */
+  async function subscribe(): Promise<void> {
+    const may = await mayWork(shop());
+    if (may === mayDrive || stopping) return;
+    mayDrive = may;
+    if (!may) return void (await boss.offWork(rangeQueue, { wait: false }));
+    await boss.work<RangeJob>(
+      rangeQueue,
+      { pollingIntervalSeconds: pollSeconds, heartbeatRefreshSeconds: 3, localConcurrency: rangesAtOnce },
+      async (jobs) => {
+        for (const { data } of jobs) await work(data.rangeId);
+        wake(); // it may have been the last one
+      },
+    );
   }
 
   async function tick(): Promise<void> {
     do {
-      again = false;
-      await look();
-    } while (again && !stopping);
+      tickAgain = false;
+      mirrors.wake(shop());
+      await subscribe().catch(onError);
+      if (!mayDrive || stopping) continue;
+      lookForWork();
+      chores.do('runs', lookAtRuns);
+    } while (tickAgain && !stopping);
     ticking = undefined;
   }
 
   function wake(): void {
     if (stopping) return;
-    again = true;
+    tickAgain = true;
     ticking ??= tick();
   }
 
@@ -119,7 +186,7 @@ export async function startWorkers(
     if (working.has(rangeId)) return; // a second job for it: the first goes on
     working.add(rangeId);
     try {
-      await workRange(shop(), rangeId, () => stopping);
+      await workRange(shop(), rangeId, () => stopping || !mayDrive);
     } catch (error) {
       if (error instanceof LeaseLost) return; // somebody else goes on with it
       onError(error);
@@ -132,14 +199,7 @@ export async function startWorkers(
     }
   }
 
-  await boss.work<RangeJob>(
-    rangeQueue,
-    { pollingIntervalSeconds: pollSeconds, heartbeatRefreshSeconds: 3, localConcurrency: rangesAtOnce },
-    async (jobs) => {
-      for (const { data } of jobs) await work(data.rangeId);
-      wake(); // it may have been the last one
-    },
-  );
+  await subscribe().catch(onError);
   const stopTicks = everyTick(wake);
   wake();
   return {
@@ -150,7 +210,7 @@ export async function startWorkers(
       shop().readers.end(); // a tick, too, may search: right before a version's end
       await boss.offWork(rangeQueue, { wait: true });
       await ticking;
-      await searching;
+      await chores.stop(stopMaxMs);
       await mirrors.stop();
       await boss.stop({ graceful: true, timeout: 10_000 });
     },

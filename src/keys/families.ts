@@ -3,8 +3,13 @@
  * digests of the audit log. A family begins with version 1, active.
  */
 import { transaction, type Client, type Pool } from '../db.ts';
+import { describeError } from '../errors.ts';
+import type { Log } from '../log.ts';
 import { addDuration } from '../policy/schedule.ts';
 import type { Policy } from '../policy/policy.ts';
+import { canaryTenant } from './instances.ts';
+import type { Keyring } from './keyring.ts';
+import { mustBeNew } from './mirror.ts';
 import type { RootKeys } from './root-keys.ts';
 import { insertFamily, insertVersion, raiseEpoch, type NewVersion } from './store.ts';
 import { auditFamily, type KeyState } from './version.ts';
@@ -44,4 +49,49 @@ export async function ensureFamilies(
     await transaction(pool, (tx) => insertFirstVersion(tx, policy, family, transitVersion));
   }
   return missing;
+}
+
+/** Vault may be sealed or away when we start. */
+const lookEveryMs = 1_000;
+
+interface MakingShop {
+  readonly pool: Pool;
+  readonly rootKeys: RootKeys;
+  readonly policy: Policy;
+  readonly keyring: Pick<Keyring, 'state' | 'refresh' | 'getOrMake'>;
+  readonly targets: { find(name: string): Pool | undefined };
+  readonly log: Pick<Log, 'warn'>;
+}
+
+/** The key that calls to workers are sealed with, of the tenant that owns canaries (asked/ask.ts). */
+async function makeCallKey(keyring: MakingShop['keyring']): Promise<void> {
+  const version = keyring.state.families.get(auditFamily)?.active;
+  if (version !== undefined) await keyring.getOrMake(canaryTenant, auditFamily, version);
+}
+
+/** Makes the families that the policy names and the database lacks: now, and whenever there are some. Answers how to stop. */
+export async function keepFamilies(shop: () => MakingShop, mayMake: () => boolean): Promise<() => void> {
+  let told: string | undefined;
+  let making: Promise<void> | undefined;
+  const make = async () => {
+    const { pool, rootKeys, policy, keyring, log, targets } = shop();
+    try {
+      if (!mayMake()) return;
+      if (keyring.state.families.size === 0) await mustBeNew((target) => targets.find(target), policy);
+      const made = await ensureFamilies(pool, rootKeys, policy, keyring.state);
+      if (made.length > 0) await keyring.refresh();
+      await makeCallKey(keyring);
+    } catch (error) {
+      const description = describeError(error);
+      const text = JSON.stringify(description);
+      if (text !== told)
+        log.warn({ error: description }, 'Key families of the policy could not be made; trying again.');
+      told = text; // once, not with every try
+    } finally {
+      making = undefined;
+    }
+  };
+  await make();
+  const timer = setInterval(() => void (making ??= make()), lookEveryMs);
+  return () => clearInterval(timer);
 }

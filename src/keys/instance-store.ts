@@ -9,9 +9,13 @@ export function aliveSql(id: string): string {
   return `exists (select from fieldkeep.instances i where i.id = ${id} and i.heartbeat_at > now() - interval '${deadAfterMs} ms')`;
 }
 
-/** `families`: those that the process serves, null for all. */
-export async function insertInstance(db: Queryable, id: string, families: readonly string[] | null): Promise<void> {
-  await db.query('insert into fieldkeep.instances (id, families) values ($1, $2)', [id, families]);
+/** What a process says of itself. */
+export interface InstanceState {
+  /** Families that it serves, null for all. */
+  readonly families: readonly string[] | null;
+  readonly role?: 'api' | 'worker' | 'all';
+  /** The version of the policy that it goes by. */
+  readonly policy?: string;
 }
 
 export async function deleteInstance(db: Queryable, id: string): Promise<void> {
@@ -19,10 +23,12 @@ export async function deleteInstance(db: Queryable, id: string): Promise<void> {
 }
 
 /** Also takes the dead away; one that was only asleep finds its row missing and inserts it again. */
-export async function upsertHeartbeat(db: Queryable, id: string, families: readonly string[] | null): Promise<void> {
+export async function upsertHeartbeat(db: Queryable, id: string, state: InstanceState): Promise<void> {
   await db.query(
-    `insert into fieldkeep.instances (id, families) values ($1, $2) on conflict (id) do update set heartbeat_at = now()`,
-    [id, families],
+    `insert into fieldkeep.instances as i (id, families, role, policy, policy_since) values ($1, $2, $3, $4, now())
+     on conflict (id) do update set heartbeat_at = now(), policy = excluded.policy,
+       policy_since = case when i.policy = excluded.policy then i.policy_since else now() end`,
+    [id, state.families, state.role ?? null, state.policy ?? null],
   );
   await db.query(
     `delete from fieldkeep.instances where heartbeat_at < now() - make_interval(secs => $1::float8 / 1000)`,

@@ -43,15 +43,19 @@ export function startHeartbeat(options: {
   keyring: Keyring;
   id: string;
   families: readonly string[] | null;
+  role?: 'api' | 'worker' | 'all';
+  /** The version of the policy as it is now. */
+  policy?: () => string;
   onError: (error: unknown) => void;
 }): { beat: () => Promise<void>; stop: () => Promise<void> } {
-  const { pool, keyring, id, families, onError } = options;
+  const { pool, keyring, id, families, role, policy, onError } = options;
   let under: Promise<void> | undefined;
   let stopped = false;
 
   async function beatOnce(): Promise<void> {
     try {
-      await upsertHeartbeat(pool, id, families);
+      const known = policy === undefined ? {} : { policy: policy() };
+      await upsertHeartbeat(pool, id, { families, ...(role !== undefined && { role }), ...known });
       await noteUses(pool, keyring);
       await reportReady(pool, keyring, id, onError);
     } catch (error) {

@@ -8,7 +8,7 @@
  * A crash between two of these leaves a key that is mirrored and not noted: it is noted at the next try. Another key under
  * the same name stops sealing for that target. Tables in Fieldkeep's own database have no mirror: they are lost with it.
  */
-import { isUnavailable, sqlState, toUnavailable, withClient, type Client, type Pool } from '../db.ts';
+import { isUnavailable, sqlState, toUnavailable, withClientFor, type Client, type Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import type { Policy } from '../policy/policy.ts';
 import {
@@ -50,17 +50,7 @@ export function listTargets({ columns }: Pick<Policy, 'columns'>): Map<string, s
 
 /** Runs `work` on a connection to a target, which is given up when it takes too long. */
 export async function askTarget<T>(db: Pool, work: (client: Client) => Promise<T>, maxMs = answerMaxMs): Promise<T> {
-  return await withClient(db, async (client) => {
-    let timer: NodeJS.Timeout | undefined;
-    const late = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(new Error('timeout expired')), maxMs); // as pg says it: the connection is broken
-    });
-    try {
-      return await Promise.race([work(client), late]);
-    } finally {
-      clearTimeout(timer);
-    }
-  });
+  return await withClientFor(db, maxMs, work);
 }
 
 /** Undefined table, undefined schema. */

@@ -9,7 +9,7 @@ import { decide, type Decision, type Principal, type Question } from '../policy/
 import type { Policy } from '../policy/policy.ts';
 import type { Service } from '../service.ts';
 import { mustAllow } from './field.ts';
-import { beginEntry, perform, toFieldkeepError, type Attempt, type Call, type Result } from './perform.ts';
+import { beginEntry, mustServe, perform, toFieldkeepError, type Attempt, type Call, type Result } from './perform.ts';
 
 export interface Computed {
   readonly status?: number;
@@ -55,6 +55,7 @@ export function performCall(
       mustAllow(decision);
     };
     try {
+      mustServe(service);
       judge(decideAny(policy, call.principal, what.questions), what.class);
       const { facts, writes, ...rest } = await compute((more) =>
         judge(decideAll(policy, call.principal, more.questions), more.class),

@@ -17,7 +17,7 @@ import { decide, type Decision, type Question } from '../policy/access.ts';
 import { findColumn, type FieldClass, type Policy, type RegisteredColumn } from '../policy/policy.ts';
 import { isCanonicalRow } from '../targets/catalog.ts';
 import type { Service } from '../service.ts';
-import { beginEntry, perform, toFieldkeepError, type Attempt, type Call, type Result } from './perform.ts';
+import { beginEntry, mustServe, perform, toFieldkeepError, type Attempt, type Call, type Result } from './perform.ts';
 
 type MaybePromise<T> = T | Promise<T>;
 
@@ -101,6 +101,7 @@ function runItem<I, R extends Reading>(verb: Verb<I, R>, work: Work, call: Call,
     ...(decision !== undefined && { decision }),
   });
   try {
+    mustServe(work.service);
     reading = verb.read(item, work.policy);
     checkRow(work, reading.question.class, reading.place);
     if (reading.to !== undefined) checkRow(work, reading.question.class, reading.to);
@@ -124,7 +125,8 @@ function checkRow({ policy, service }: Work, className: string, place: Place): v
   if (place.row === '' && policy.classes.get(className)?.bind === 'row') throw emptyRow(className);
   const column = findColumn(policy, place.table, place.column);
   const types = column === undefined ? undefined : service.catalog.keyTypes.get(place.table);
-  if (types === undefined && column?.database !== undefined) {
+  const isUnseen = column?.database !== undefined || !service.catalog.seen.has(place.table);
+  if (types === undefined && column !== undefined && isUnseen) {
     // An envelope for a row that is spelled otherwise would not re-encrypt: rather none than that one.
     throw new FieldkeepError('database_unavailable', `The key of table ${place.table} has not been seen yet.`);
   }

@@ -5,6 +5,7 @@ import { listMirrorWarnings } from '../keys/mirror.ts';
 import { listLastUses } from '../keys/store.ts';
 import { listWarnings } from '../targets/catalog.ts';
 import { countMaxMs, lookUpVersions } from '../rotation/counts.ts';
+import { describeSkew } from '../rotation/in-force.ts';
 import { present } from '../present.ts';
 import type { Service } from '../service.ts';
 import { performCall } from './call.ts';
@@ -59,7 +60,9 @@ export const listKeys: Operation = (service, call) =>
     const rest = families.filter(({ family }) => family > cursor);
     const { page, next } = cutPage(call, rest, ({ family }) => family);
     const deadline = performance.now() + countMaxMs;
-    return { body: { items: await Promise.all(page.map((each) => describeFamily(service, each, deadline))), ...next } };
+    const items = await Promise.all(page.map((each) => describeFamily(service, each, deadline)));
+    const skew = await describeSkew(service.pool);
+    return { body: { items, ...next, ...(skew.length > 0 && { warnings: skew }) } };
   });
 
 export const getKey: Operation = (service, call) => {

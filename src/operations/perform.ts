@@ -8,7 +8,8 @@
  *
  * An attempt that is refused or fails leaves its entry in the same way before its error is thrown. When the epoch moved
  * between 1 and 3 (a key was activated, the policy changed), or the writes find what they rest on changed, nothing was
- * stored, and the attempt starts again at 1.
+ * stored, and the attempt starts again at 1. It also does where this process has another policy at 4: the entry then stands
+ * for an answer that nobody saw.
  */
 import { StaleEpoch, isFresh, type AuditRecord } from '../audit/log.ts';
 import { formatEntry, type Entry } from '../audit/entry.ts';
@@ -63,7 +64,9 @@ export async function perform(
   attempt: () => Attempt | Promise<Attempt>,
 ): Promise<Result> {
   for (let n = 0; n < attemptsMax && performance.now() < call.deadline; n += 1) {
+    if (service.policyWatch?.isFresh() === false) await service.policyWatch.look(); // it slept, or was busy
     const { epoch } = service.keyring.state;
+    const { policy } = service;
     const pending = attempt();
     const { record, answer, error, writes } = pending instanceof Promise ? await pending : pending;
     let receipt;
@@ -76,9 +79,17 @@ export async function perform(
       continue;
     }
     if (error !== undefined) throw error;
-    return { ...answer!, isFresh: () => isFresh(receipt) };
+    // What a policy takes away does not wait for the epoch, which our own database may be slow to raise.
+    if (service.policy !== policy && writes === undefined) continue;
+    return { ...answer!, isFresh: () => isFresh(receipt) && service.policyWatch?.isFresh() !== false };
   }
   throw new FieldkeepError('deadline_exceeded', 'The request could not be answered in time; nothing was revealed.');
+}
+
+/** Errors: `policy_superseded` in a process that must not decide by its policy. */
+export function mustServe({ standing }: Pick<Service, 'standing'>): void {
+  if (standing.outdated === undefined) return;
+  throw new FieldkeepError('policy_superseded', `This process answers nobody: ${standing.outdated}.`);
 }
 
 /** Whose doing it is, for people: the person, or the agent alone. */

@@ -2,6 +2,7 @@
 import { FieldkeepError } from '../errors.ts';
 import { listWarnings } from '../targets/catalog.ts';
 import type { Question } from '../policy/access.ts';
+import { describeSkew } from '../rotation/in-force.ts';
 import { viewRun } from '../rotation/progress.ts';
 import { listFailures as findFailures, type StoredFailure } from '../rotation/failure-store.ts';
 import { findRun, listRuns, type Run } from '../rotation/store.ts';
@@ -33,7 +34,10 @@ async function findRetirement(service: Service, run: Run): Promise<object | unde
 async function view(service: Service, run: Run): Promise<object> {
   const retirement = await findRetirement(service, run);
   const shown = { ...(await viewRun(service.pool, run)), ...(retirement !== undefined && { retirement }) };
-  const warnings = run.doneAt === undefined ? listWarnings(service.catalog, columnsOf(service.catalog, run)) : [];
+  const warnings =
+    run.doneAt === undefined
+      ? [...(await describeSkew(service.pool)), ...listWarnings(service.catalog, columnsOf(service.catalog, run))]
+      : [];
   return warnings.length === 0 ? shown : { ...shown, warnings };
 }
 

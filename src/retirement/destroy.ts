@@ -29,7 +29,8 @@ import { transitKeyName } from '../keys/transit.ts';
 import { makeCertificate, signCertificate } from './certificate.ts';
 import * as store from './destroy-store.ts';
 import type { Destruction } from './destroy-store.ts';
-import { appendAlways } from '../rotation/entries.ts';
+import { appendAlways, appendInForce } from '../rotation/entries.ts';
+import { mustGoByIt, NotInForce } from '../rotation/in-force.ts';
 import { checkTurn, examineVersion, findFloor, NotNow, type Evidence } from './evidence.ts';
 import type { Workshop } from '../rotation/scan.ts';
 
@@ -97,7 +98,7 @@ async function check(shop: DestroyShop, destruction: Destruction, by: By, driver
     throw new FieldkeepError('conflict', `The policy has changed since it was agreed to: ${name}.`);
   }
   const oldestBefore = await shop.rootKeys.findOldest(destruction.family);
-  await appendAlways(shop, [line(destruction, by, 'intent')], async (tx) => {
+  await appendInForce(shop, [line(destruction, by, 'intent')], async (tx) => {
     if (!(await store.setEvidence(tx, destruction.id, driver, { ...evidence, oldestBefore }))) throw new LostLease();
   });
 }
@@ -143,6 +144,7 @@ async function removeCopies({ targets, policy }: DestroyShop, family: string, ve
 async function giveUp(shop: DestroyShop, destruction: Destruction, driver: string): Promise<void> {
   const { id, family } = destruction;
   const mayGoOn = async () => {
+    await mustGoByIt(shop);
     if (!(await store.claimLastStep(shop.pool, id, driver, leaseMs))) throw new LostLease();
   };
   try {
@@ -154,10 +156,16 @@ async function giveUp(shop: DestroyShop, destruction: Destruction, driver: strin
       const { refusedAt, calledOff } = await store.getDestruction(shop.pool, id);
       return (refusedAt ?? calledOff) !== undefined;
     };
+    if (error instanceof NotInForce) await keep(shop, destruction);
     const isRefused = error instanceof RootKeyError && error.refused;
     if (isRefused || (error instanceof LostLease && (await isOver()))) await keep(shop, destruction);
     throw error;
   }
+}
+
+/** In the way now, and nothing that speaks against destroying. */
+function isPassing(error: unknown): error is NotNow | NotInForce {
+  return error instanceof NotNow || error instanceof NotInForce;
 }
 
 /** Errors: those of the keeper of root keys. False when it was refused. */
@@ -168,7 +176,7 @@ async function destroy(shop: DestroyShop, destruction: Destruction, by: By, driv
     try {
       await check(shop, destruction, by, driver);
     } catch (error) {
-      const isFinal = error instanceof FieldkeepError && error.code === 'conflict' && !(error instanceof NotNow);
+      const isFinal = error instanceof FieldkeepError && error.code === 'conflict' && !isPassing(error);
       if (!isFinal) throw error;
       problem = error;
     }
@@ -212,12 +220,13 @@ export async function carryOut(shop: DestroyShop, id: string, by?: By): Promise<
   const timer = setInterval(keep, leaseMs / 3);
   let held: { problem: string; retryMs: number } | undefined;
   try {
+    await mustGoByIt(shop);
     await shop.keyring.refresh();
     const destruction = await store.getDestruction(shop.pool, id);
     const isGone = destruction.destroyedAt !== undefined || (await destroy(shop, destruction, by, driver));
     if (isGone) await certify(shop, id);
   } catch (error) {
-    if (error instanceof NotNow) held = { problem: error.message, retryMs };
+    if (isPassing(error)) held = { problem: error.message, retryMs };
     else if (error instanceof RootKeyError) held = describeHold(await store.getDestruction(shop.pool, id), error);
     else if (!(error instanceof LostLease)) throw error;
   } finally {

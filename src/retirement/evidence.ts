@@ -19,6 +19,8 @@ import { readFacts } from './facts.ts';
 import { readGuards } from './guard.ts';
 import { describeMissing, isWaivable, listMissing, type Missing, type RetireFacts } from './retire.ts';
 import { findUndeclaredSearch, setUndeclared } from './retire-store.ts';
+import { describeDropped } from '../rotation/dropped.ts';
+import { mustGoByIt } from '../rotation/in-force.ts';
 import type { Workshop } from '../rotation/scan.ts';
 import { rowsOf } from '../targets/targets.ts';
 import { findUndeclared, isFresh, nameOfColumn, type UndeclaredSearch } from './undeclared.ts';
@@ -225,6 +227,7 @@ export async function examineVersion(
   isFinal = false,
 ): Promise<Evidence> {
   const { family, version, withoutGuards } = asked;
+  await mustGoByIt(shop);
   await shop.keyring.refresh();
   const known = shop.keyring.state.families.get(family);
   findFloor(known!, checkTurn(known, family, version));
@@ -238,6 +241,8 @@ export async function examineVersion(
     missing.filter((each) => !withoutGuards || !isWaivable(each)),
     withoutGuards,
   );
+  const dropped = await describeDropped(shop, family, [version]);
+  if (dropped !== undefined) throw conflict(dropped);
   const census = await countColumns(shop, asked, tables, waitOutMaxMs, isFinal);
   const undeclared = await search(shop, asked, isFinal);
   if (undeclared.unsearched.length > 0) {

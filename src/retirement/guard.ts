@@ -13,7 +13,7 @@ import { sqlState, type Pool } from '../db.ts';
 import type { RegisteredColumn } from '../policy/policy.ts';
 import type { TableShape } from '../targets/catalog.ts';
 import { hasRefusable } from '../rotation/census.ts';
-import { appendAlways, guardLine } from '../rotation/entries.ts';
+import { appendAlways, appendInForce, guardLine } from '../rotation/entries.ts';
 import * as store from './guard-store.ts';
 import { letsPlaintextIn } from './retire.ts';
 import type { Workshop } from '../rotation/scan.ts';
@@ -88,7 +88,7 @@ async function act(
   step: { readonly name: string; readonly run: (db: Pool) => Promise<void>; readonly record: () => Promise<void> },
 ): Promise<GuardStep> {
   const line = (what: string, outcome: 'ok' | 'failed') => guardLine(nameOf(guarded, version), what, outcome);
-  await appendAlways(shop, [line(`${step.name}, intent`, 'ok')]);
+  await appendInForce(shop, [line(`${step.name}, intent`, 'ok')]);
   try {
     await step.run(guardsOf(shop, guarded.table));
   } catch (error) {

@@ -3,6 +3,7 @@
  * them long before a version is to be destroyed. It reads whole tables, so nobody waits for it.
  */
 import { findUndeclaredSearch, setUndeclared } from './retire-store.ts';
+import { mayWork } from '../rotation/in-force.ts';
 import type { Workshop } from '../rotation/scan.ts';
 import { findUndeclared, isFresh } from './undeclared.ts';
 
@@ -14,6 +15,7 @@ function newestRetired({ keyring }: Workshop, family: string): number | undefine
 
 /** Searches for the families whose turn it is, one after the other. Errors: those of our own database. */
 export async function searchDue(shop: Workshop): Promise<void> {
+  if (!(await mayWork(shop))) return;
   for (const family of shop.policy.classes.keys()) {
     const version = newestRetired(shop, family);
     if (version === undefined) continue;

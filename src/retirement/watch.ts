@@ -27,6 +27,7 @@ import {
 } from './retire-store.ts';
 import type { ColumnProblem } from './retire-store.ts';
 import { guardVersion } from './retire.ts';
+import { mayWork, NotInForce } from '../rotation/in-force.ts';
 import type { Workshop } from '../rotation/scan.ts';
 import { begin, InTheWay } from '../rotation/start.ts';
 import { findRun, findUnfinished, type Run } from '../rotation/store.ts';
@@ -154,18 +155,14 @@ async function watchFamily(shop: Workshop, family: string, options: WatchOptions
   return await startLate(fresh, last, known.active); // an older one slipped in before the guard
 }
 
-/** Looks at every family of the policy whose turn it is. An error of one is thrown when all had their turn. */
+/** Looks at every family of the policy whose turn it is, at one beside the other. An error of one is thrown when all had their turn. */
 export async function watchDone(shop: Workshop, options: WatchOptions = {}): Promise<string[]> {
+  if (!(await mayWork(shop))) return [];
   await shop.keyring.refresh();
-  const [started, errors]: [string[], unknown[]] = [[], []];
-  for (const family of shop.policy.classes.keys()) {
-    try {
-      const id = await watchFamily(shop, family, options);
-      if (id !== undefined) started.push(id);
-    } catch (error) {
-      errors.push(error);
-    }
-  }
+  const families = [...shop.policy.classes.keys()];
+  const looks = await Promise.allSettled(families.map((family) => watchFamily(shop, family, options)));
+  const failed = looks.flatMap((look) => (look.status === 'rejected' ? [look.reason as unknown] : []));
+  const errors = failed.filter((error) => !(error instanceof NotInForce));
   if (errors.length > 0) throw errors[0];
-  return started;
+  return looks.flatMap((look) => (look.status === 'fulfilled' && look.value !== undefined ? [look.value] : []));
 }

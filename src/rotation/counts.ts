@@ -5,7 +5,7 @@
  *     done in time   → the count as it is now
  *     otherwise      → what was counted last, and when; nothing at first. Who asks again later has it
  *
- * One count at a time, however many ask, and one that took long is made again only after it has rested: looking at a
+ * One count at a time in a database, however many ask, and one that took long is made again only after it has rested: looking at a
  * rotation must not slow it down. What decides anything is counted by whoever decides it (pass.ts), not here.
  */
 import { columnId, type RegisteredColumn } from '../policy/policy.ts';
@@ -36,7 +36,8 @@ interface Known {
 export class Counts {
   readonly #known = new Map<string, Known>();
   readonly #onError: (error: unknown) => void;
-  #last: Promise<void> = Promise.resolve();
+  /** By database: one that does not answer keeps no other waiting. */
+  readonly #last = new Map<string, Promise<void>>();
 
   /** `onError` hears of counts that failed; whoever asked is then answered with the one before. */
   constructor(onError: (error: unknown) => void) {
@@ -44,17 +45,22 @@ export class Counts {
   }
 
   /** `name` is one for the same count by the same means; `deadline` as performance.now() has it. */
-  async get<T>(name: string, count: () => Promise<T>, deadline: number): Promise<Counted<T> | undefined> {
+  async get<T>(
+    name: string,
+    count: () => Promise<T>,
+    deadline: number,
+    database = '',
+  ): Promise<Counted<T> | undefined> {
     let known = this.#known.get(name);
     if (known === undefined) this.#known.set(name, (known = { tookMs: 0, endedAt: -Infinity }));
     const isResting = known.tookMs >= longMs && performance.now() - known.endedAt < restFactor * known.tookMs;
-    if (!isResting) known.running ??= this.#start(known, count);
+    if (!isResting) known.running ??= this.#start(known, count, database);
     if (known.running !== undefined) await settledBy(known.running, deadline);
     return known.counted as Counted<T> | undefined;
   }
 
   /** Never rejects. */
-  #start(known: Known, count: () => Promise<unknown>): Promise<void> {
+  #start(known: Known, count: () => Promise<unknown>, database: string): Promise<void> {
     const run = async () => {
       const [at, startedAt] = [new Date(), performance.now()];
       try {
@@ -66,7 +72,9 @@ export class Counts {
       known.tookMs = known.endedAt - startedAt;
       delete known.running;
     };
-    return (this.#last = this.#last.then(run));
+    const next = (this.#last.get(database) ?? Promise.resolve()).then(run);
+    this.#last.set(database, next);
+    return next;
   }
 }
 
@@ -92,7 +100,7 @@ export function lookUpVersions(
   deadline: number,
 ): Promise<Counted<ReadonlyMap<number, number>> | undefined> {
   const count = () => countVersions(rowsOf(shop, table), table, column.column);
-  return shop.counts.get(`versions of ${columnId(column)}`, count, deadline);
+  return shop.counts.get(`versions of ${columnId(column)}`, count, deadline, table.database);
 }
 
 /** In how many rows one of these is so; `what` says of which kind they are. */
@@ -105,5 +113,5 @@ export function lookUpStale(
   deadline: number,
 ): Promise<Counted<number> | undefined> {
   const count = () => countStale(rowsOf(shop, table), table, stale);
-  return shop.counts.get(`${what} of ${columnId(column)}`, count, deadline);
+  return shop.counts.get(`${what} of ${columnId(column)}`, count, deadline, table.database);
 }

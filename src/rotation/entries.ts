@@ -4,7 +4,9 @@ import { formatEntry, itemsRoot } from '../audit/entry.ts';
 import { StaleEpoch, type AuditLog, type AuditRecord, type Receipt } from '../audit/log.ts';
 import type { Client } from '../db.ts';
 import type { Keyring } from '../keys/keyring.ts';
+import type { Policy } from '../policy/policy.ts';
 import { present } from '../present.ts';
+import { mustBeInForce } from './in-force.ts';
 import type { Run } from './store.ts';
 import type { RunKind } from './work.ts';
 
@@ -94,4 +96,20 @@ export async function appendAlways(
       await shop.keyring.refresh();
     }
   }
+}
+
+/**
+ * The same for what goes by the policy: a plan, an end, a guard. Nothing is written where another policy is in force by then.
+ * Errors: NotInForce.
+ */
+export async function appendInForce(
+  shop: Parameters<typeof appendAlways>[0] & { readonly policy: Pick<Policy, 'version'> },
+  records: readonly AuditRecord[],
+  writes?: (tx: Client) => Promise<void>,
+): Promise<Receipt> {
+  const { version } = shop.policy;
+  return await appendAlways(shop, records, async (tx) => {
+    await mustBeInForce(tx, version);
+    await writes?.(tx);
+  });
 }

@@ -17,7 +17,8 @@ import { keyAfter, readBatch, type Key } from './batch.ts';
 import { parseRow, type TableShape } from '../targets/catalog.ts';
 import { countStale, countVersions, findVersionBounds, hasStale, waitOutWriters } from './census.ts';
 import { noteEnd } from './adoption-store.ts';
-import { appendAlways, phaseLine } from './entries.ts';
+import { describeDropped, describeMissing } from './dropped.ts';
+import { appendInForce, phaseLine } from './entries.ts';
 import { listRetryable, listWaived } from './failure-store.ts';
 import { limitsOf } from './phase.ts';
 import { insertPass, insertRetry, type RangeSpec } from './range-store.ts';
@@ -154,20 +155,20 @@ export async function planPass(shop: Workshop, run: Run, before: readonly Line[]
   }
   const walFrom = await readWalPositions(shop, listTables(shop, run));
   const line = phaseLine(run, `re-encrypting, pass ${run.pass + 1},`, sum(totals));
-  await appendAlways(shop, [...before, line], (tx) => insertPass(tx, run.id, run.pass + 1, ranges, totals, walFrom));
+  await appendInForce(shop, [...before, line], (tx) => insertPass(tx, run.id, run.pass + 1, ranges, totals, walFrom));
 }
 
 /** Tries the rows that failed in this pass once more. */
 async function retryFailed(shop: Workshop, run: Run): Promise<void> {
   const ranges = (await listRetryable(shop.pool, run.id)).flatMap(({ table, rows }) => nameRows(table, rows, 1));
-  await appendAlways(shop, [phaseLine(run, `pass ${run.pass}, rows that failed once more,`, run.failed)], (tx) =>
+  await appendInForce(shop, [phaseLine(run, `pass ${run.pass}, rows that failed once more,`, run.failed)], (tx) =>
     insertRetry(tx, run.id, run.pass, ranges),
   );
 }
 
 export async function block(shop: Workshop, run: Run, sentence: string, before: readonly Line[] = []): Promise<void> {
   const line = phaseLine(run, 'blocked', run.failed);
-  await appendAlways(shop, [...before, line], (tx) => setBlocked(tx, run.id, sentence));
+  await appendInForce(shop, [...before, line], (tx) => setBlocked(tx, run.id, sentence));
 }
 
 /** What stands in a column and is no work for us, yet may be somebody's value, in a sentence. */
@@ -194,6 +195,10 @@ async function findForeign(shop: Workshop, table: TableShape, column: Registered
 
 /** Why a count of zero would be no proof, in a sentence: a table that cannot be counted, or a value that is nobody's. */
 async function findObstacle(shop: Workshop, run: Run): Promise<string | undefined> {
+  if (run.kind === 'rotation') {
+    const dropped = await describeDropped(shop, run.family!, staleVersions(shop.keyring.state, run.family!));
+    if (dropped !== undefined) return dropped;
+  }
   const problem = findProblem(shop, run);
   if (problem !== undefined) return problem;
   for (const { table, columns } of listTables(shop, run)) {
@@ -225,7 +230,7 @@ export async function countLate(shop: Workshop, last: Run): Promise<number> {
   let late = 0;
   for (const { table, columns } of listTables(shop, last)) {
     for (const column of columns) {
-      const stale = { column: column.column, value: staleVersions(shop.keyring.state, column) };
+      const stale = { column: column.column, value: staleVersions(shop.keyring.state, column.class) };
       for (const [, n] of await countEach(rowsOf(shop, table), table, [stale])) late += n;
     }
   }
@@ -262,6 +267,8 @@ function describeFailures(run: Run): string {
 
 /** Counts after everybody who was writing has ended. Nothing left, no failures and every table counted: done. */
 export async function verify(shop: Workshop, run: Run): Promise<void> {
+  const missing = describeMissing(shop.catalog, run);
+  if (missing !== undefined) return await block(shop, run, missing);
   if (run.failed > run.waived && run.retriedPass < run.pass) return await retryFailed(shop, run);
   for (const { table } of listTables(shop, run)) {
     if (!(await waitOutWriters(rowsOf(shop, table), table, waitOutMaxMs))) return; // somebody still writes: next time
@@ -282,7 +289,7 @@ export async function verify(shop: Workshop, run: Run): Promise<void> {
 
 async function conclude(shop: Workshop, run: Run, before: readonly Line[]): Promise<void> {
   const walBytes = await measureWal(shop, run);
-  await appendAlways(shop, [...before, phaseLine(run, 'end', run.failed)], async (tx) => {
+  await appendInForce(shop, [...before, phaseLine(run, 'end', run.failed)], async (tx) => {
     await setDone(tx, run.id, run.pass, walBytes);
     await noteEnd(tx, run);
   });

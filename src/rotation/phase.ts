@@ -5,6 +5,7 @@
  *                                      ↘ blocked (rows that do not open; says what to do)
  *     paused, cancelled: by a person, from any of them
  */
+import { freshMaxMs } from '../audit/log.ts';
 import type { KeyFamily } from '../keys/version.ts';
 import { joinLimits, liftLimits, type RotationLimits } from '../policy/limits.ts';
 import type { Policy, RegisteredColumn } from '../policy/policy.ts';
@@ -16,8 +17,8 @@ import type { RunKind } from './work.ts';
  */
 export const searchTokenTtlMs = 10_000;
 
-/** An answer leaves at most 5 s after its entry; a census before that could miss an envelope that is on its way. */
-export const handOverMs = 6_000;
+/** A census before the last answer has left could miss an envelope that is on its way. The second is for clocks. */
+export const handOverMs = freshMaxMs + 1_000;
 
 export type Phase = 'pending' | 'active' | 're-encrypting' | 'verifying' | 'blocked' | 'paused' | 'done' | 'cancelled';
 

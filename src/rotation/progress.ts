@@ -28,6 +28,7 @@ export interface RunView {
   readonly retrying?: string;
   readonly waived?: number;
   readonly pass: number;
+  readonly policyVersion?: string;
   readonly reason?: string;
   readonly requestedBy: string;
   readonly createdAt: Date;
@@ -103,6 +104,7 @@ export async function viewRun(db: Queryable, run: Run): Promise<RunView> {
       cancelled: run.cancelled,
       waived: run.waived === 0 ? undefined : run.waived,
       reason: run.reason,
+      policyVersion: run.policy,
       activatedAt: run.activatedAt,
       doneAt: run.doneAt,
       predicted: run.predicted,

@@ -12,10 +12,11 @@
  */
 import { randomUUID } from 'node:crypto';
 import { isFresh, type AuditRecord, type Receipt } from '../audit/log.ts';
-import { withClient } from '../db.ts';
+import { withClientFor } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { loadCatalog, type Catalog } from '../targets/catalog.ts';
 import { appendAlways, batchLine } from './entries.ts';
+import { mayWork } from './in-force.ts';
 import { BatchSize } from './pace.ts';
 import { limitsOf } from './phase.ts';
 import {
@@ -36,6 +37,8 @@ import { Throttle } from './throttle.ts';
 import { columnsOf } from './work.ts';
 import { writeChanges, type Written } from './write.ts';
 
+/** A target that does not answer a batch is given up after this long. */
+const batchMaxMs = 60_000;
 /** In memory at the most, besides the one that is written. */
 const batchesAhead = 2;
 
@@ -65,7 +68,7 @@ async function update(job: Job, prepared: Prepared): Promise<{ point: Point; row
   const { table, target, layout, range, size } = job;
   if (prepared.changes.length === 0) return { point: toPoint(prepared, nothing), rows: 0 };
   const skipLocked = range.pass === 1 && range.rows === undefined;
-  const written = await withClient(target, (db) =>
+  const written = await withClientFor(target, batchMaxMs, (db) =>
     writeChanges({ db, table, columns: layout, skipLocked }, prepared.changes, size),
   );
   return { point: toPoint(prepared, written), rows: written.keys.length };
@@ -180,9 +183,10 @@ function isForgotten(catalog: Catalog, run: Run, range: Range): boolean {
 /**
  * Works a range through, or as far as it gets before `isStopping` or a new policy, which may hold it back more or less: it
  * is then taken up again. Does nothing when the range is finished, somebody alive has it, or as many ranges of its run are
- * worked on as may be. Errors: LeaseLost, those of the database, outages of keys; it then goes on from its checkpoint.
+ * worked on as may be, or another policy is in force. Errors: LeaseLost, those of the database, outages of keys; it then goes on from its checkpoint.
  */
 export async function workRange(shop: Workshop, rangeId: string, isStopping: () => boolean): Promise<void> {
+  if (!(await mayWork(shop))) return;
   const runId = await findRunOf(shop.pool, rangeId);
   const run = runId === undefined ? undefined : await findRun(shop.pool, runId);
   if (run === undefined) return;
@@ -193,7 +197,8 @@ export async function workRange(shop: Workshop, rangeId: string, isStopping: () 
   const range = await claimRange(shop.pool, rangeId, lease, shop.instanceId, concurrency);
   if (range === undefined) return;
   try {
-    const catalog = await loadCatalog(shop.targets, policy.columns);
+    const here = policy.columns.filter(({ address }) => address === range.table);
+    const catalog = await loadCatalog(shop.targets, here);
     if (isForgotten(catalog, run, range)) return await finishRange(shop.pool, range.id, lease);
     for (let reached: Reached = { why: 'outdated', range }; ;) {
       await shop.keyring.refresh(); // the active version must be the one that this run made

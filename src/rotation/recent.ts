@@ -89,7 +89,7 @@ async function pick(
 }
 
 async function walk(search: Search, column: RegisteredColumn, read: ReadKeys, names: Set<string>): Promise<void> {
-  for (const version of staleVersions(search.shop.keyring.state, column)) {
+  for (const version of staleVersions(search.shop.keyring.state, column.class)) {
     for (let after: Key | undefined; names.size < rowsMax && performance.now() < search.deadline;) {
       const rows = await read(column.address, column.column, version, after);
       if (rows.length === 0) break;

@@ -27,7 +27,8 @@ import {
 import { findClosed } from '../policy/limits.ts';
 import { addDuration } from '../policy/schedule.ts';
 import { loadCatalog } from '../targets/catalog.ts';
-import { appendAlways, phaseLine } from './entries.ts';
+import { appendInForce, phaseLine } from './entries.ts';
+import { mayWork, NotInForce } from './in-force.ts';
 import { mustGoOn } from './control-store.ts';
 import { block, findProblem, listTables, planPass, verify } from './pass.ts';
 import { handOverMs, isSearchable, limitsOf, searchTokenTtlMs } from './phase.ts';
@@ -65,7 +66,7 @@ async function makeVersion(shop: DriverShop, run: Run, family: string, version: 
   const transitVersion = await shop.rootKeys.rotate(family);
   const made = { family, version, state: 'pending', transitVersion, ...versionSettings(shop.policy, family) } as const;
   try {
-    await appendAlways(shop, [phaseLine(run, 'pending')], async (tx: Client) => {
+    await appendInForce(shop, [phaseLine(run, 'pending')], async (tx: Client) => {
       await mustGoOn(tx, run.id);
       await insertVersion(tx, made);
       await raiseEpoch(tx);
@@ -123,7 +124,7 @@ async function prepareVersion(shop: DriverShop, run: Run, family: string, versio
 
 async function activate(shop: DriverShop, run: Run, family: string, version: number): Promise<void> {
   const rotateEvery = shop.policy.classes.get(family)?.rotateEvery;
-  await appendAlways(shop, [phaseLine(run, 'activation')], async (tx) => {
+  await appendInForce(shop, [phaseLine(run, 'activation')], async (tx) => {
     await mustGoOn(tx, run.id);
     if (await activateVersion(tx, family, version)) await raiseEpoch(tx);
     if (run.compromised) await setCompromised(tx, family, version - 1); // mostly the call that asked for it did
@@ -147,8 +148,11 @@ function msSince(run: Run, at: Date | undefined): number {
 }
 
 /** With the tables as they are at this moment: a count must not overlook one that is gone. */
-async function lookAgain(shop: DriverShop): Promise<DriverShop> {
-  return { ...shop, catalog: await loadCatalog(shop.targets, shop.policy.columns) };
+async function lookAgain(shop: DriverShop, run: Run): Promise<DriverShop> {
+  const { columns } = shop.policy;
+  const tables = new Set(columnsOf({ columns }, run).map(({ address }) => address));
+  const here = columns.filter(({ address }) => tables.has(address)); // no other target is waited for
+  return { ...shop, catalog: await loadCatalog(shop.targets, here) };
 }
 
 /** A run of which nothing is left but ranges of tables that cannot be worked on waits for a person. */
@@ -156,7 +160,7 @@ async function checkTables(shop: DriverShop, run: Run): Promise<void> {
   const left = await listUnfinishedTables(shop.pool, run.id);
   const isSuspect = left.some((address) => shop.catalog.problems.has(address));
   if (!isSuspect && (await findRangeError(shop.pool, run.id)) === undefined) return;
-  const { problems } = (await lookAgain(shop)).catalog;
+  const { problems } = (await lookAgain(shop, run)).catalog;
   if (left.length === 0 || left.some((address) => !problems.has(address))) return;
   await block(shop, run, `${problems.get(left[0]!)} It goes on by itself when that is mended.`);
 }
@@ -165,7 +169,7 @@ async function unblock(shop: DriverShop, run: Run): Promise<void> {
   const tables = listTables(shop, run);
   const isQuick = tables.every(({ table, columns }) => columns.every(({ column }) => table.indexed.has(column)));
   if (msSince(run, run.blockedAt) < (isQuick ? lookAgainMs : lookAgainUnindexedMs)) return;
-  const now = await lookAgain(shop);
+  const now = await lookAgain(shop, run);
   if (run.unfinishedRanges === 0) return await planPass(now, run);
   if (findProblem(now, run) === undefined) return await clearBlocked(shop.pool, run.id);
   await setBlocked(shop.pool, run.id, run.blocked!); // and is looked at again later
@@ -180,14 +184,14 @@ async function step(shop: DriverShop, run: Run): Promise<void> {
     case 'active': {
       if (run.kind === 'rotation' && !areTokensKnown(shop, run, family!)) return;
       await shop.keyring.refresh();
-      return await planPass(await lookAgain(shop), run);
+      return await planPass(await lookAgain(shop, run), run);
     }
     case 're-encrypting':
       return await checkTables(shop, run); // the jobs do the rest
     case 'verifying':
       if (run.kind === 'rotation' && msSince(run, run.activatedAt) < handOverMs) return;
       if (run.kind === 'adoption' && run.pass > 2 && msSince(run, run.rateAt) < trickleMs) return;
-      return await verify(await lookAgain(shop), run);
+      return await verify(await lookAgain(shop, run), run);
     case 'blocked':
       return await unblock(shop, run);
     case 'paused':
@@ -197,15 +201,23 @@ async function step(shop: DriverShop, run: Run): Promise<void> {
   }
 }
 
-/** Takes a run one step further, unless another process does. Answers whether its phase has changed. */
+/**
+ * Takes a run one step further, unless another process does or another policy is in force. Answers whether its phase has
+ * changed.
+ */
 export async function advance(shop: DriverShop, id: string): Promise<boolean> {
-  if (!(await claimRun(shop.pool, id, shop.instanceId, claimMs))) return false;
+  if (!(await mayWork(shop))) return false;
+  const { version: policy } = shop.policy;
+  if (!(await claimRun(shop.pool, id, shop.instanceId, { ms: claimMs, policy }))) return false;
   try {
     const run = await findRun(shop.pool, id);
     if (run === undefined) return false;
     await step(shop, run);
     const after = await findRun(shop.pool, id);
     return after?.phase !== run.phase || after.pass !== run.pass;
+  } catch (error) {
+    if (error instanceof NotInForce) return false; // whoever has the policy in force goes on
+    throw error;
   } finally {
     await releaseRun(shop.pool, id, shop.instanceId);
   }
@@ -214,6 +226,7 @@ export async function advance(shop: DriverShop, id: string): Promise<boolean> {
 /** Runs whose ranges may be worked on now; of the others it is written down what they wait for. */
 export async function listWorkable(shop: Workshop): Promise<string[]> {
   const workable: string[] = [];
+  if (!(await mayWork(shop))) return workable;
   for (const run of await listUnfinished(shop.pool)) {
     if (run.phase !== 're-encrypting') continue;
     const closed = findClosed(limitsOf(shop.policy, run, columnsOf(shop.catalog, run)), run.now);

@@ -6,9 +6,10 @@ import { randomUUID } from 'node:crypto';
 import type { Client } from '../db.ts';
 import { nextVersionOf } from '../keys/version.ts';
 import type { TableShape } from '../targets/catalog.ts';
-import { rowsOf } from '../targets/targets.ts';
+import { rowsOf, type TargetName } from '../targets/targets.ts';
 import { hasStale } from './census.ts';
-import { appendAlways, phaseLine } from './entries.ts';
+import { appendInForce, phaseLine } from './entries.ts';
+import { mayWork, NotInForce } from './in-force.ts';
 import { isIndexed, type Workshop } from './scan.ts';
 import { insertRun, isAdopting, listDue, type NewRun } from './store.ts';
 import { unadopted } from './work.ts';
@@ -27,13 +28,13 @@ export async function begin(
   also?: (tx: Client) => Promise<void>,
 ): Promise<string | undefined> {
   try {
-    await appendAlways(shop, [phaseLine(run, told)], async (tx) => {
+    await appendInForce(shop, [phaseLine(run, told)], async (tx) => {
       if (!(await insertRun(tx, run))) throw new InTheWay();
       await also?.(tx);
     });
     return run.id;
   } catch (error) {
-    if (error instanceof InTheWay) return undefined;
+    if (error instanceof InTheWay || error instanceof NotInForce) return undefined;
     throw error;
   }
 }
@@ -46,6 +47,7 @@ export function nextVersion(shop: Pick<Workshop, 'keyring'>, family: string): nu
 /** Starts a rotation of every family whose time has come; once, however many processes look. */
 export async function startDue(shop: Workshop): Promise<string[]> {
   const started: string[] = [];
+  if (!(await mayWork(shop))) return started;
   for (const family of await listDue(shop.pool)) {
     if (!shop.policy.classes.has(family)) continue;
     await shop.keyring.refresh();
@@ -67,13 +69,18 @@ async function holdsPlaintext(shop: Workshop, table: TableShape, alsoUnindexed: 
 }
 
 /**
- * Starts an adoption when there is plaintext to adopt and none is under way. A table that cannot be read does not keep the
+ * Starts an adoption when there is plaintext to adopt (in one database, where that is named) and none is under way. A table that cannot be read does not keep the
  * others from it; its error is thrown when no other gave reason to start.
  */
-export async function startAdoption(shop: Workshop, alsoUnindexed: boolean): Promise<string | undefined> {
-  if (await isAdopting(shop.pool)) return undefined;
+export async function startAdoption(
+  shop: Workshop,
+  alsoUnindexed: boolean,
+  where?: { readonly database: TargetName },
+): Promise<string | undefined> {
+  if (!(await mayWork(shop)) || (await isAdopting(shop.pool))) return undefined;
   const errors: unknown[] = [];
   for (const table of shop.catalog.tables.values()) {
+    if (where !== undefined && table.database !== where.database) continue;
     const found = await holdsPlaintext(shop, table, alsoUnindexed).catch((error: unknown) => {
       errors.push(error);
       return false;

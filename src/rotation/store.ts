@@ -49,6 +49,8 @@ export interface Run {
   readonly walFrom?: Readonly<Record<string, string>>;
   readonly walBytes?: number;
   readonly predicted?: Prediction;
+  /** The version of the policy by which it was last taken further. */
+  readonly policy?: string;
   readonly phase: Phase;
   /** By the database's clock, when this was read. */
   readonly now: Date;
@@ -69,7 +71,7 @@ const runColumns = `r.id, r.kind, r.family, r.version, r."table", r."column", r.
   r.requested_by as "requestedBy", r.created_at as "createdAt", r.pending_at as "pendingAt",
   r.activated_at as "activatedAt", r.pass, r.retried_pass as "retriedPass", r.planned_at as "plannedAt",
   r.paused_at as "pausedAt", r.blocked, r.blocked_at as "blockedAt", r.done_at as "doneAt", r.cancelled, r.throttle,
-  r.rate, r.rate_at as "rateAt", r.wal_from as "walFrom", r.wal_bytes::float8 as "walBytes", r.predicted,
+  r.rate, r.rate_at as "rateAt", r.wal_from as "walFrom", r.wal_bytes::float8 as "walBytes", r.predicted, r.policy,
   (select count(*)::int from fieldkeep.rotation_ranges g
    where g.rotation = r.id and g.finished_at is null) as "unfinishedRanges",
   (select count(*)::int from fieldkeep.rotation_failures f where f.rotation = r.id) as failed,
@@ -155,13 +157,19 @@ export async function listRuns(
   return rows.map(toRun);
 }
 
-/** Takes a run for `ms`, or keeps it; false when another process is taking it further. */
-export async function claimRun(db: Queryable, id: string, driver: string, ms: number): Promise<boolean> {
+/** Takes a run for `ms`, or keeps it; false when another process is taking it further. Notes the driver's policy. */
+export async function claimRun(
+  db: Queryable,
+  id: string,
+  driver: string,
+  { ms, policy }: { readonly ms: number; readonly policy: string },
+): Promise<boolean> {
   const { rowCount } = await db.query(
-    `update fieldkeep.rotations set driver = $2, driver_until = now() + make_interval(secs => $3::float8 / 1000)
+    `update fieldkeep.rotations set driver = $2, policy = $4,
+       driver_until = now() + make_interval(secs => $3::float8 / 1000)
      where id = $1 and done_at is null and (driver = $2 or driver_until is null or driver_until < now()
        or not ${aliveSql('driver')})`,
-    [id, driver, ms],
+    [id, driver, ms, policy],
   );
   return rowCount === 1;
 }

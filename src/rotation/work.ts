@@ -50,9 +50,9 @@ export function columnsOf(catalog: { readonly columns: readonly RegisteredColumn
     }));
 }
 
-/** Versions of a column that are to be brought up to the active one. */
-export function staleVersions(state: KeyState, column: RegisteredColumn): number[] {
-  const family: KeyFamily | undefined = state.families.get(column.class);
+/** Versions of a family that are to be brought up to the active one. */
+export function staleVersions(state: KeyState, name: string): number[] {
+  const family: KeyFamily | undefined = state.families.get(name);
   if (family?.active === undefined) return [];
   const { active } = family;
   const old = [...family.versions.values()].filter((each) => each.version < active && each.state !== 'destroyed');
@@ -73,7 +73,7 @@ export function staleOf(state: KeyState, run: About, column: RegisteredColumn): 
   const whose = tenants === undefined ? {} : { tenants };
   switch (run.kind) {
     case 'rotation': {
-      const versions = staleVersions(state, column);
+      const versions = staleVersions(state, column.class);
       const old: Stale[] = versions.length === 0 ? [] : [{ column: name, value: versions }];
       return from === undefined ? [...unadopted(column), ...old] : old;
     }

@@ -159,6 +159,17 @@ export async function listComparing(
   return rows;
 }
 
+/** Whether there is such a column, whoever may read it. */
+export async function hasColumn(db: Queryable, schema: string, name: string, column: string): Promise<boolean> {
+  const { rows } = await db.query<{ found: boolean }>(
+    `select exists (
+       select from pg_attribute a join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace
+       where n.nspname = $1 and c.relname = $2 and a.attname = $3 and a.attnum > 0 and not a.attisdropped) as found`,
+    [schema, name, column],
+  );
+  return rows[0]!.found;
+}
+
 export async function inspectTable(
   db: Queryable,
   schema: string,

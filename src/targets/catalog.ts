@@ -1,11 +1,13 @@
 /**
  * What the registered tables look like in the database: the types of their keys, which decide how a row is spelled, and
- * whether a version index finds old envelopes quickly. Read at start and whenever the policy changes.
+ * whether a version index finds old envelopes quickly. Read at start and whenever the policy changes; every database is asked
+ * beside the others, and none is waited for longer than `lookMaxMs`.
  *
  * A row's name is its key as Postgres spells it: one column's text, or the RFC 8785 array of several.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { canonicalJson } from '../crypto/canonical.ts';
-import { isUnavailable, quoteIdentifier, sqlState, type Queryable } from '../db.ts';
+import { isUnavailable, quoteIdentifier, sqlState, withClientFor, type Pool, type Queryable } from '../db.ts';
 import { columnId, type RegisteredColumn } from '../policy/policy.ts';
 import { isKeptNull } from './adoption-trigger-store.ts';
 import { emptyCheckName, findTriggerProblem, toTriggers } from './adoption-triggers.ts';
@@ -18,7 +20,7 @@ import {
   type Attribute,
   type Rule,
 } from './catalog-store.ts';
-import { rowsVariableOf, variableOf, type Targets } from './targets.ts';
+import { rowsVariableOf, variableOf, type TargetName, type Targets } from './targets.ts';
 
 export interface KeyColumn {
   readonly name: string;
@@ -51,6 +53,8 @@ export interface Catalog {
   readonly problems: ReadonlyMap<string, string>;
   /** Why a column cannot be filled from its source, by its id (`columnId`), in a sentence. */
   readonly unready: ReadonlyMap<string, string>;
+  /** Addresses that were looked at, whatever was found: before that nobody knows how a row is spelled. */
+  readonly seen: ReadonlySet<string>;
   /** Types of the key of a registered table, by address: as it is, or as it was when somebody could look at it. */
   readonly keyTypes: ReadonlyMap<string, readonly string[]>;
 }
@@ -188,26 +192,74 @@ function describeTrouble(database: string, error: unknown): string | undefined {
   return state === '3D000' ? `does not exist: check ${variableOf(database)}` : undefined;
 }
 
-/** Of a table in a target: its shape, or a sentence also when the target cannot be asked. Own tables: errors are thrown. */
+/** Of a table at a target, for which a server that takes connections and does not answer is one that is away. */
+const lookMaxMs = 3_000;
+/** Since when a target has not answered. */
+const silentSince = new WeakMap<Pool, Date>();
+
+/** Undefined when it takes longer; what is asked then is given up. */
+async function askTarget<T>(db: Pool, ask: (client: Queryable) => Promise<T>): Promise<T | undefined> {
+  const waiting = new AbortController();
+  const late = sleep(lookMaxMs, undefined, { signal: waiting.signal }).catch(() => undefined);
+  try {
+    return await Promise.race([withClientFor(db, lookMaxMs, ask), late]); // a pool may wait longer for a connection
+  } finally {
+    waiting.abort();
+  }
+}
+
+/** Of a table in a target: its shape, or a sentence also when the target cannot be asked. Undefined: it does not answer. */
 async function lookAt(
-  targets: Targets,
+  db: Pool,
   columns: readonly RegisteredColumn[],
   unready: Map<string, string>,
-): Promise<TableShape | string> {
+): Promise<TableShape | string | undefined> {
   const { address, database } = columns[0]!;
-  const db = targets.findRows(database);
-  if (db === undefined) {
-    if (database === undefined) return `No login works on rows of table ${address}: set ${rowsVariableOf(database)}.`;
-    return `Target ${database} of table ${address} is not connected to this process: set ${variableOf(database)}.`;
-  }
+  const look = async (client: Queryable) => {
+    const found = await describeTable(client, columns);
+    return typeof found === 'string' ? found : await holdBack(client, found, unready);
+  };
+  if (database === undefined) return await look(db); // errors of our own database are thrown
   try {
-    const found = await describeTable(db, columns);
-    return typeof found === 'string' ? found : await holdBack(db, found, unready);
+    return await askTarget(db, look);
   } catch (error) {
-    const trouble = database === undefined ? undefined : describeTrouble(database, error);
+    const trouble = describeTrouble(database, error);
     if (trouble === undefined) throw error;
     return `Target ${database} of table ${address} ${trouble}.`;
   }
+}
+
+type Found = ReadonlyMap<string, TableShape | string>;
+
+/** Looks at the tables of one database, one after the other; when it does not answer once, it is not asked again. */
+async function lookAtDatabase(
+  targets: Targets,
+  database: TargetName,
+  columns: readonly RegisteredColumn[],
+  unready: Map<string, string>,
+): Promise<Found> {
+  const found = new Map<string, TableShape | string>();
+  const db = targets.findRows(database);
+  const lacking = `is not connected to this process: set ${variableOf(database ?? '')}.`;
+  let trouble = db === undefined ? lacking : undefined;
+  for (const address of new Set(columns.map((column) => column.address))) {
+    const own = columns.filter((column) => column.address === address);
+    const seen = trouble === undefined ? await lookAt(db!, own, unready) : undefined;
+    if (seen !== undefined) {
+      silentSince.delete(db!);
+      found.set(address, seen);
+      continue;
+    }
+    if (trouble === undefined) {
+      const since = silentSince.get(db!) ?? new Date(Date.now() - lookMaxMs);
+      silentSince.set(db!, since);
+      trouble = `has not answered since ${since.toISOString().slice(0, 19)}Z.`;
+    }
+    const isOwn = database === undefined;
+    const lacksRows = `No login works on rows of table ${address}: set ${rowsVariableOf(database)}.`;
+    found.set(address, isOwn ? lacksRows : `Target ${database} of table ${address} ${trouble}`);
+  }
+  return found;
 }
 
 /**
@@ -243,18 +295,19 @@ export async function loadCatalog(targets: Targets, registered: readonly Registe
   const tables = new Map<string, TableShape>();
   const problems = new Map<string, string>();
   const unready = new Map<string, string>();
-  for (const address of new Set(columns.map((column) => column.address))) {
-    const found = await lookAt(
-      targets,
-      columns.filter((column) => column.address === address),
-      unready,
-    );
+  const databases = [...new Set(columns.map(({ database }) => database))];
+  const looks = databases.map((database) => {
+    const there = columns.filter((column) => column.database === database);
+    return lookAtDatabase(targets, database, there, unready);
+  });
+  for (const [address, found] of (await Promise.all(looks)).flatMap((each) => [...each])) {
     if (typeof found === 'string') problems.set(address, found);
     else tables.set(address, found);
   }
   const inEffect = columns.map((column) => (unready.has(columnId(column)) ? { ...column, adopt: false } : column));
   const keyTypes = await rememberKeyTypes(own, tables, [...new Set(registered.map(({ address }) => address))]);
-  return { columns: inEffect, tables, problems, unready, keyTypes };
+  const seen = new Set(columns.map(({ address }) => address));
+  return { columns: inEffect, tables, problems, unready, seen, keyTypes };
 }
 
 /**
@@ -263,5 +316,6 @@ export async function loadCatalog(targets: Targets, registered: readonly Registe
  */
 export async function loadPublished(own: Queryable, registered: readonly RegisteredColumn[]): Promise<Catalog> {
   const keyTypes = await listKeyTypes(own, [...new Set(registered.map(({ address }) => address))]);
-  return { columns: registered, tables: new Map(), problems: new Map(), unready: new Map(), keyTypes };
+  const nothing = { tables: new Map(), problems: new Map(), unready: new Map(), seen: new Set<string>() };
+  return { columns: registered, ...nothing, keyTypes };
 }

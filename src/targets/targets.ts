@@ -114,7 +114,7 @@ export function openTargets(
     find: (name) => own.get(name),
     findRows: (name) => forRows.get(name),
     async close() {
-      await Promise.all([...own.values(), ...forRows.values()].map((pool) => pool.end()));
+      await endPools([...own.values(), ...forRows.values()]);
     },
   };
 }
@@ -125,6 +125,12 @@ export const noTargets: Targets = {
   findRows: () => undefined,
   close: () => Promise.resolve(),
 };
+
+/** A server that does not answer keeps no process from its end. */
+async function endPools(pools: readonly Pool[]): Promise<void> {
+  const ended = Promise.all(pools.map((pool) => pool.end()));
+  await Promise.race([ended, sleep(closeMaxMs, undefined, { ref: false })]);
+}
 
 /**
  * Connects the roles that only read. A statement may take long, for it reads a whole table; a lock that it waits for may
@@ -141,8 +147,7 @@ export function openReaders(urls: ReadonlyMap<TargetName, string>, statementTime
     end: () => ending.abort(),
     async close() {
       ending.abort();
-      const ended = Promise.all([...pools.values()].map((pool) => pool.end()));
-      await Promise.race([ended, sleep(closeMaxMs, undefined, { ref: false })]); // a server may not hear that its statement is cancelled
+      await endPools([...pools.values()]);
     },
   };
 }

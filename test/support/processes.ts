@@ -167,7 +167,7 @@ export class Site {
   }
 
   /** Starts a process that is new, or one that was killed, and waits until it is up. */
-  async start(name: string, role: 'api' | 'worker'): Promise<Process> {
+  async start(name: string, role: 'api' | 'worker', env: Record<string, string> = {}): Promise<Process> {
     let process_ = this.processes.find((each) => each.name === name);
     if (process_ === undefined) {
       process_ = new Process(name, role, join(this.#folder, name));
@@ -186,6 +186,7 @@ export class Site {
           : { DATABASE_URL: this.postgres.workerUrl, DATABASE_ROWS_URL: this.postgres.rowsUrl }),
         ...{ VAULT_ADDR: this.vault.address, VAULT_CACERT: join(this.#folder, 'vault-ca.pem'), VAULT_TOKEN: '' },
         ...this.#logins[role],
+        ...env,
       },
       stdio: ['ignore', 'pipe', 'pipe'],
     });

@@ -1,5 +1,6 @@
 /** What makes a registered table one that cannot be worked on: unique indexes and foreign keys on tokens above all. */
 import assert from 'node:assert/strict';
+import { createServer, type AddressInfo, type Socket } from 'node:net';
 import { openPool, roleOf, type Pool } from '../../src/db.ts';
 import { loadCatalog } from '../../src/targets/catalog.ts';
 import { openTargets, type Targets } from '../../src/targets/targets.ts';
@@ -97,6 +98,42 @@ describe('targets/catalog', () => {
     assert.equal(await told(wrong('password')), `${prefix} refuses the credentials of TARGET_HR_URL.`);
     assert.equal(await told(wrong('pathname')), `${prefix} does not exist: check TARGET_HR_URL.`);
   });
+
+  it('a target that never answers is named with since when, and delays no other', async () => {
+    const sockets: Socket[] = [];
+    const silent = createServer((socket) => sockets.push(socket.on('error', () => undefined)));
+    await new Promise<void>((resolve) => silent.listen(0, '127.0.0.1', resolve));
+    const url = `postgres://who:ever@127.0.0.1:${(silent.address() as AddressInfo).port}/hr`;
+    const asked = openTargets(database.workerUrl, new Map([['hr', url]]));
+    try {
+      const inTarget = ['a', 'b', 'c'].map((name) => {
+        const table = `public.${name}`;
+        return { ...columns[0]!, database: 'hr', table, name, address: `hr:${table}` };
+      });
+      const own = {
+        ...columns[0]!,
+        table: 'demo.employees',
+        schema: 'demo',
+        name: 'employees',
+        address: 'demo.employees',
+      };
+      const startedAt = performance.now();
+      const { problems, tables } = await loadCatalog(asked, [...inTarget, own]);
+      assert.ok(performance.now() - startedAt < 5_000, 'it is asked once for all of its tables');
+      assert.ok(tables.has('demo.employees'));
+      const said = [...problems.values()];
+      assert.equal(said.length, 3);
+      for (const each of said)
+        assert.match(each, /^Target hr of table hr:public\.[abc] has not answered since \d{4}-.*Z\.$/);
+      const since = (text: string) => text.slice(text.indexOf('since'));
+      const [later] = (await loadCatalog(asked, inTarget)).problems.values();
+      assert.equal(since(later!), since(said[0]!), 'the time is that of the first silence');
+    } finally {
+      for (const socket of sockets) socket.destroy();
+      silent.close();
+      await asked.close();
+    }
+  }).timeout(30_000);
 
   it('indexes that compare no token are left alone', async () => {
     const sql = `create index on public.people (tenant, ssn_eq);
