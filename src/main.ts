@@ -192,7 +192,7 @@ async function startHttp(service: Service, metrics: Metrics, config: Config, und
   const issuer = await openIssuer(config.home);
   const app = createApp(edge, {
     operations: bindOperations(service),
-    authenticate: createAuthenticator({ policy: () => service.policy, localKeys: issuer.jwks }),
+    authenticate: createAuthenticator({ policy: () => service.policy, localKeys: issuer.jwks, log: service.log }),
     refuse: (refusal) => refuse(service, refusal),
     health: () => examine(service),
   });
