@@ -5,6 +5,7 @@ import { join, resolve } from 'node:path';
 import { parseArgs, type ParseArgsConfig } from 'node:util';
 import { openIssuer } from '../src/embedded/issuer.ts';
 import { FieldkeepError, StartupError } from '../src/errors.ts';
+import { refuseTaken, UsageError } from './npm-options.ts';
 
 export interface RunningService {
   readonly home: string;
@@ -19,8 +20,12 @@ export interface RunningService {
 export const flag = { type: 'boolean', default: false } as const;
 export const text = { type: 'string' } as const;
 
-/** The words of the command line. What does not fit is answered by `usage`: node's own words repeat what was given. */
+/**
+ * The words of the command line. What does not fit is answered by `usage`: node's own words repeat what was given.
+ * Errors: UsageError where npm kept an option that was meant for the command.
+ */
 export function readWords<T extends ParseArgsConfig>(usage: string, config: T): ReturnType<typeof parseArgs<T>> {
+  refuseTaken(config.options ?? {}, process.env, process.argv);
   try {
     return parseArgs(config);
   } catch {
@@ -161,12 +166,12 @@ function isConnectionError(error: unknown): boolean {
   return error instanceof Error && 'code' in error && /^(ECONN|EPIPE|ENOTFOUND|ETIMEDOUT)/.test(String(error.code));
 }
 
-/** Runs a command: its errors become one sentence on stderr and exit code 1. */
+/** Runs a command: its errors become sentences on stderr and exit code 1, or 2 where it was called in the wrong way. */
 export async function run(main: () => Promise<void>): Promise<void> {
   try {
     await main();
   } catch (error) {
-    process.exitCode = 1;
+    process.exitCode = error instanceof UsageError ? 2 : 1;
     if (error instanceof StartupError || error instanceof FieldkeepError) process.stderr.write(`${error.message}\n`);
     else if (isConnectionError(error)) process.stderr.write('The service went away: it does not answer any more.\n');
     else throw error;

@@ -186,7 +186,7 @@ async function startHttp(
   const issuer = await openIssuer(config.home);
   const app = createApp(edge, {
     operations: bindOperations(service),
-    authenticate: createAuthenticator({ policy: () => service.policy, localKeys: issuer.jwks }),
+    authenticate: createAuthenticator({ policy: () => service.policy, localKeys: issuer.jwks, log: service.log }),
     policy: () => service.policy,
     refuse: (refusal) => refuse(service, refusal),
     health: () => examineAll(services),

@@ -4,7 +4,7 @@
  *     header   one Authorization header, scheme Bearer
  *     issuer   the token's `iss` picks it; its algorithms are pinned there and always asymmetric
  *     verify   signature, typ, aud, iss, exp, nbf                       (jose)
- *     resolve  claims → principal of the policy                         (policy/access.ts)
+ *     identify claims → principal of the policy                         (claims.ts)
  *
  * A verified token is remembered by its SHA-256, never by itself, until it expires, at most `rememberMsMax` (so that a
  * signing key taken out of a JWKS stops working) and only under the policy it was resolved with.
@@ -19,14 +19,11 @@ import type { IncomingMessage } from 'node:http';
 import * as jose from 'jose';
 import { localIss } from '../embedded/issuer.ts';
 import { FieldkeepError } from '../errors.ts';
-import { resolvePrincipal, type Principal } from '../policy/access.ts';
+import type { Log } from '../log.ts';
 import type { Issuer, Policy } from '../policy/policy.ts';
+import { identify, type Identity, type Tell } from './claims.ts';
 
-export interface Identity {
-  /** As the policy has it; when it is not known there, as the verified token names it. */
-  readonly principal: Principal;
-  readonly known: boolean;
-}
+export type { Identity } from './claims.ts';
 
 export type Authenticate = (req: IncomingMessage) => Identity | Promise<Identity>;
 
@@ -35,6 +32,8 @@ interface AuthenticatorOptions {
   readonly policy: () => Policy;
   /** Public keys of the local issuer, when there is one. */
   readonly localKeys?: jose.JSONWebKeySet;
+  /** Told what keeps good tokens from being accepted, and what to set. */
+  readonly log?: Pick<Log, 'warn'>;
   /** Stands in for `fetch` where a JWKS is read from an address; for tests. */
   readonly fetch?: jose.FetchImplementation;
 }
@@ -43,6 +42,8 @@ const tokenCharsMax = 8_192;
 const rememberedMax = 10_000;
 const rememberMsMax = 5 * 60_000;
 const clockToleranceSeconds = 5;
+/** A hint is logged once in so long: whoever holds a token that is refused may send it as often as they like. */
+const hintEveryMs = 60_000;
 /** RFC 9068: another kind of token of the same issuer (an ID token, a logout token) is no access token. */
 const typDefault = 'at+jwt';
 const algorithmsDefault = ['ES256', 'EdDSA'] as const;
@@ -59,6 +60,7 @@ interface Scene {
   readonly remembered: Map<string, Remembered>;
   /** Verifications under way: a burst with one new token verifies it once. */
   readonly underWay: Map<string, Promise<Identity>>;
+  readonly tell: (issuer: string) => Tell;
 }
 
 interface Known {
@@ -114,7 +116,8 @@ async function verify(scene: Scene, token: string, digest: string): Promise<Iden
   const known = scene.issuers.get(readIss(token));
   if (known === undefined) throw unauthenticated('The token is of no issuer that the policy knows.');
   const payload = await verifySignedClaims(known, token);
-  const identity = resolve(scene.policy, known, payload);
+  const { name, issuer } = known;
+  const identity = identify({ policy: scene.policy, name, issuer }, payload, scene.tell(name));
   if (scene.remembered.size >= rememberedMax) {
     for (const oldest of scene.remembered.keys()) {
       scene.remembered.delete(oldest);
@@ -166,40 +169,6 @@ function toRefusal(error: unknown, issuer: string): FieldkeepError {
   });
 }
 
-/** A name that can stand in an audit entry; anything else in a claim makes the token useless here. */
-function readName(payload: object, claim: string): string | undefined {
-  const text: unknown = Object.hasOwn(payload, claim) ? (payload as Record<string, unknown>)[claim] : undefined;
-  if (text === undefined) return undefined;
-  if (typeof text === 'string' && text.isWellFormed() && /^[^\p{Cc}]{1,128}$/u.test(text)) return text;
-  throw unauthenticated('A claim of the token is not a plain name.');
-}
-
-/** On behalf of a person, `sub` is the person and the outermost `act.sub` the agent (RFC 8693). */
-function resolve(policy: Policy, { name, issuer }: Known, payload: jose.JWTPayload): Identity {
-  const act: unknown = payload['act'];
-  if (act !== undefined && (typeof act !== 'object' || act === null)) {
-    throw unauthenticated('The claim act is no object.');
-  }
-  const agent = act === undefined ? readName(payload, issuer.agentClaim) : readName(act, 'sub');
-  const person = act === undefined ? undefined : readName(payload, 'sub');
-  if (agent === undefined || (act !== undefined && person === undefined)) {
-    throw unauthenticated('The token names nobody.');
-  }
-  const tenant = readName(payload, issuer.tenantClaim);
-  const named = { agent, ...(person !== undefined && { person }), ...(tenant !== undefined && { tenant }) };
-  const scopes = readScopes(payload['scope']);
-  const principal = resolvePrincipal(policy, { issuer: name, ...named, ...(scopes !== undefined && { scopes }) });
-  if (principal !== undefined) return { principal, known: true };
-  return { principal: { ...named, system: false }, known: false };
-}
-
-/** No claim: the token does not narrow the grants. An empty one: it allows nothing. */
-function readScopes(scope: unknown): string[] | undefined {
-  if (scope === undefined) return undefined;
-  if (typeof scope !== 'string') throw unauthenticated('The claim scope is not text.');
-  return scope.split(' ').filter((each) => each !== '');
-}
-
 // ── issuers ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 function openScene(policy: Policy, options: AuthenticatorOptions): Scene {
@@ -208,7 +177,17 @@ function openScene(policy: Policy, options: AuthenticatorOptions): Scene {
     if ('issuer' in issuer && issuer.issuer === localIss) continue; // nobody else speaks for the local issuer
     issuers.set(issOf(issuer), { name, issuer, keys: openKeys(issuer, options) });
   }
-  return { policy, issuers, remembered: new Map(), underWay: new Map() };
+  return { policy, issuers, remembered: new Map(), underWay: new Map(), tell: openHints(options.log) };
+}
+
+function openHints(log: AuthenticatorOptions['log']): Scene['tell'] {
+  const toldAt = new Map<string, number>(); // by issuer and check: as many as there are of both
+  return (issuer) => (check, hint) => {
+    const id = `${issuer} ${check}`;
+    if (performance.now() - (toldAt.get(id) ?? -hintEveryMs) < hintEveryMs) return;
+    toldAt.set(id, performance.now());
+    log?.warn({ issuer, check }, hint);
+  };
 }
 
 function issOf(issuer: Issuer): string {

@@ -22,7 +22,7 @@ import type { Service } from '../service.ts';
 import { performCall, type Computed } from './call.ts';
 import { findAnswer, insertAnswer } from './idempotency-store.ts';
 import { cutPage } from './page.ts';
-import { questionsAbout } from './questions.ts';
+import { questionsAbout, rotateAnything } from './questions.ts';
 import { needsApproval } from './needs-approval.ts';
 import { requesterOf, type Call, type Operation, type Result } from './perform.ts';
 
@@ -125,18 +125,16 @@ async function checkGuards(service: Service, table: TableShape, { schema, name, 
   );
 }
 
-/** Runs a call on the column of its path; who may rotate its class may make it. */
+/** Runs a call on the column of its path; who may rotate its class may make it. Who may rotate none learns of no column. */
 function performOnColumn(
   service: Service,
   call: Call,
   action: 'adopt' | 'decrypt',
   compute: (column: RegisteredColumn) => Promise<Computed>,
 ): Promise<Result> {
-  const found = findByName(service.policy.columns, call.params['column']!);
-  const about = found?.class ?? '*';
-  const what = { action, class: about, questions: [{ action: 'rotate', class: about } as const] };
-  return performCall(service, call, what, async () => {
+  return performCall(service, call, { action, questions: rotateAnything(service) }, async (narrow) => {
     const column = getColumn(service, call.params['column']!);
+    narrow({ class: column.class, questions: [{ action: 'rotate', class: column.class }] });
     await lookAgain(service);
     const { facts, ...rest } = await compute(column);
     return { ...rest, facts: { table: column.address, column: column.column, ...facts } };

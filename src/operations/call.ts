@@ -5,6 +5,7 @@
 import { formatEntry, type Entry } from '../audit/entry.ts';
 import type { Client } from '../db.ts';
 import { toUnavailable } from '../db.ts';
+import { FieldkeepError } from '../errors.ts';
 import { decide, type Decision, type Principal, type Question } from '../policy/access.ts';
 import type { Policy } from '../policy/policy.ts';
 import type { Service } from '../service.ts';
@@ -37,11 +38,27 @@ function decideAll(policy: Policy, principal: Principal, questions: readonly [Qu
 /** For a call whose right depends on what it finds: decides once more. Errors: `forbidden` unless all are allowed. */
 type Narrow = (what: { readonly class?: string; readonly questions: readonly [Question, ...Question[]] }) => void;
 
+interface What {
+  readonly action: string;
+  readonly class?: string;
+  readonly questions: readonly Question[];
+  /** Answers a principal of a tenant what is that tenant's own. Absent: the call spans tenants. */
+  readonly ofTenant?: true;
+}
+
+/** Errors: `forbidden` for a principal of a tenant, whatever it may do there. */
+function refuseTenants({ system }: Principal): void {
+  if (system) return;
+  const detail =
+    'What this call is about spans tenants: it is for system principals, and the principal is of a tenant.';
+  throw new FieldkeepError('forbidden', detail);
+}
+
 /** Runs a call whose entry says `action` and whose right is any of `questions`, and what `compute` narrows it to. */
 export function performCall(
   service: Service,
   call: Call,
-  what: { readonly action: string; readonly class?: string; readonly questions: readonly Question[] },
+  what: What,
   compute: (narrow: Narrow) => Promise<Computed> | Computed,
 ): Promise<Result> {
   return perform(service, call, async (): Promise<Attempt> => {
@@ -57,6 +74,7 @@ export function performCall(
     try {
       mustServe(service);
       judge(decideAny(policy, call.principal, what.questions), what.class);
+      if (what.ofTenant !== true) refuseTenants(call.principal);
       const { facts, writes, ...rest } = await compute((more) =>
         judge(decideAll(policy, call.principal, more.questions), more.class),
       );

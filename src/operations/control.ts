@@ -14,6 +14,7 @@ import { columnsOf } from '../rotation/work.ts';
 import type { Service } from '../service.ts';
 import { performCall, type Computed } from './call.ts';
 import { Overtaken, requesterOf, type Call, type Operation, type Result } from './perform.ts';
+import { rotateAnything } from './questions.ts';
 import { getRun } from './rotations.ts';
 
 const rotateAny: Question = { action: 'rotate', class: '*' };
@@ -32,9 +33,7 @@ export function performOnRun(
   action: string,
   compute: (run: Run) => Promise<Computed> | Computed,
 ): Promise<Result> {
-  const classes = [...service.policy.classes.keys()];
-  const questions = [rotateAny, ...classes.map((name): Question => ({ action: 'rotate', class: name }))];
-  return performCall(service, call, { action, questions }, async (narrow) => {
+  return performCall(service, call, { action, questions: rotateAnything(service) }, async (narrow) => {
     const run = await getRun(service, call.params['id']!);
     narrow({ ...(run.family !== undefined && { class: run.family }), questions: questionsOn(service, run) });
     const { facts, ...computed } = await compute(run);

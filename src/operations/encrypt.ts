@@ -5,7 +5,6 @@ import { valueDigest, type DataKey } from '../crypto/data-key.ts';
 import { envelopeDigest, formatEnvelope } from '../crypto/envelope.ts';
 import { findIndexes, type KeyVersion } from '../keys/version.ts';
 import {
-  checkClassOf,
   checkColumn,
   contextBytes,
   getClass,
@@ -49,9 +48,9 @@ export function indexTokens(
 }
 
 const verb: Verb<EncryptItem, Reading> = {
-  read(item, policy) {
-    checkClassOf(policy, item.context, item.class);
+  read(item) {
     return {
+      ofClass: true,
       question: { action: 'encrypt', class: item.class, ...(item.purpose !== undefined && { purpose: item.purpose }) },
       place: item.context,
     };

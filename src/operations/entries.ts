@@ -10,9 +10,12 @@ import { limitOf } from './page.ts';
 import type { Operation } from './perform.ts';
 
 export const listEntries: Operation = (service, call) =>
-  performCall(service, call, { action: 'audit', questions: [{ action: 'audit' }] }, async () => {
+  performCall(service, call, { action: 'audit', questions: [{ action: 'audit' }], ofTenant: true }, async () => {
     const { limit: _limit, cursor, ...filter } = call.query;
-    const { tenant } = call.principal;
+    const { tenant, system } = call.principal;
+    if (tenant === undefined && !system) {
+      throw new FieldkeepError('forbidden', 'The token names no tenant whose entries the principal could read.');
+    }
     if (tenant !== undefined && filter.tenant !== undefined && filter.tenant !== tenant) {
       throw new FieldkeepError('forbidden', 'A principal of a tenant reads the entries of its own tenant.');
     }

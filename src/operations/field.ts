@@ -5,6 +5,7 @@
  *
  *     read      the request only: class, view, place. Bad input ends here, before any decision.
  *     decide    policy/access.ts
+ *     check     what is registered for the place; who may not ask does not learn of it
  *     compute   looks things up, opens and seals
  */
 import { formatEntry, formatItem, itemsRoot, type Entry, type Item } from '../audit/entry.ts';
@@ -54,10 +55,12 @@ export interface Reading {
   readonly to?: Place;
   /** What is opened, if anything is. */
   readonly envelope?: Pick<Envelope, 'family' | 'version'>;
+  /** The place must not be registered for another class: what is written there, or searched. */
+  readonly ofClass?: true;
 }
 
 export interface Verb<I, R extends Reading> {
-  readonly read: (item: I, policy: Policy) => R;
+  readonly read: (item: I) => R;
   /** Answers the members of the response. Errors are FieldkeepErrors. */
   readonly compute: (work: Work, item: I, reading: R, decision: Decision, facts: Facts) => MaybePromise<object>;
 }
@@ -102,12 +105,11 @@ function runItem<I, R extends Reading>(verb: Verb<I, R>, work: Work, call: Call,
   });
   try {
     mustServe(work.service);
-    reading = verb.read(item, work.policy);
-    checkRow(work, reading.question.class, reading.place);
-    if (reading.to !== undefined) checkRow(work, reading.question.class, reading.to);
+    reading = verb.read(item);
     decision = decideReading(work, call, reading);
     if (decision.view !== undefined) facts.view = decision.view;
     mustAllow(decision, reading.envelope);
+    checkPlace(work, reading);
     const answer = verb.compute(work, item, reading, decision, facts);
     if (answer instanceof Promise) {
       const [read, decided] = [reading, decision];
@@ -117,6 +119,13 @@ function runItem<I, R extends Reading>(verb: Verb<I, R>, work: Work, call: Call,
   } catch (error) {
     return failed(error);
   }
+}
+
+/** Errors: `request_invalid` where the place is registered for something else. */
+function checkPlace(work: Work, { question, place, to, ofClass }: Reading): void {
+  if (ofClass === true) checkClassOf(work.policy, to ?? place, question.class);
+  checkRow(work, question.class, place);
+  if (to !== undefined) checkRow(work, question.class, to);
 }
 
 /** A registered column's row must be spelled as Postgres spells it, or its envelope would not re-encrypt. */
@@ -161,7 +170,7 @@ export function checkColumn(policy: Policy, place: Place): RegisteredColumn | un
 }
 
 /** A registered column holds one class; asking for another is a mistake in the request. */
-export function checkClassOf(policy: Policy, place: Place, name: string): void {
+function checkClassOf(policy: Policy, place: Place, name: string): void {
   const column = findColumn(policy, place.table, place.column);
   if (column === undefined || column.class === name) return;
   const where = `Column ${place.column} of table ${place.table}`;

@@ -1,4 +1,4 @@
-/** Who may see keys, rotations and what becomes of them. */
+/** Who may see keys, rotations and what becomes of them: system principals, for all that spans tenants. */
 import type { Question } from '../policy/access.ts';
 import type { Service } from '../service.ts';
 
@@ -12,4 +12,9 @@ export function questionsAbout(family: string | undefined, service: Service): Qu
     ]),
     { action: 'audit' },
   ];
+}
+
+/** For calls whose class shows in what they find; a class of its own is asked for then. */
+export function rotateAnything({ policy }: Service): Question[] {
+  return ['*', ...policy.classes.keys()].map((name) => ({ action: 'rotate', class: name }));
 }

@@ -7,7 +7,6 @@ import { envelopeDigest, formatEnvelope, parseEnvelope, type Envelope } from '..
 import { decryptionFailed } from '../errors.ts';
 import { indexTokens } from './encrypt.ts';
 import {
-  checkClassOf,
   checkColumn,
   contextBytes,
   getClass,
@@ -31,10 +30,10 @@ interface ReencryptReading extends Reading {
 }
 
 const verb: Verb<ReencryptItem, ReencryptReading> = {
-  read(item, policy) {
+  read(item) {
     const envelope = parseEnvelope(item.envelope);
-    checkClassOf(policy, item.to ?? item.context, envelope.family);
     return {
+      ofClass: true,
       envelope,
       question: { action: 'reencrypt', class: envelope.family },
       place: item.context,

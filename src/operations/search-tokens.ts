@@ -9,16 +9,7 @@ import { encodeContext } from '../crypto/context.ts';
 import { FieldkeepError } from '../errors.ts';
 import { findIndexes, listSearchable, type KeyVersion } from '../keys/version.ts';
 import { searchTokenTtlMs } from '../rotation/phase.ts';
-import {
-  checkClassOf,
-  checkColumn,
-  getClass,
-  performFields,
-  type Place,
-  type Reading,
-  type Verb,
-  type Work,
-} from './field.ts';
+import { checkColumn, getClass, performFields, type Place, type Reading, type Verb, type Work } from './field.ts';
 import type { Operation } from './perform.ts';
 
 interface SearchItem {
@@ -50,9 +41,8 @@ function keyFor(work: Work, version: KeyVersion): DataKey | Promise<DataKey | un
 }
 
 const verb: Verb<SearchItem, Reading> = {
-  read(item, policy) {
-    checkClassOf(policy, item.context, item.class);
-    return { question: { action: 'search', class: item.class }, place: item.context };
+  read(item) {
+    return { ofClass: true, question: { action: 'search', class: item.class }, place: item.context };
   },
   async compute(work, item, { place }, _decision, facts) {
     getClass(work.policy, item.class);

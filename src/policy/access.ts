@@ -18,6 +18,8 @@ export interface Principal {
   readonly system: boolean;
   /** What the token narrows to; absent when it says nothing of scopes. */
   readonly scopes?: readonly string[];
+  /** Where several claims of the token narrow it: what each of the others leaves. */
+  readonly moreScopes?: readonly (readonly string[])[];
 }
 
 export interface Question {
@@ -110,6 +112,10 @@ function rightOfScopes(texts: readonly string[], question: Question, fieldClass:
   return best ?? refused('token');
 }
 
+function listNarrowings({ scopes, moreScopes = [] }: Principal): (readonly string[])[] {
+  return scopes === undefined ? [...moreScopes] : [scopes, ...moreScopes];
+}
+
 /** The sides whose rights are intersected, the one that names the rule first. */
 function listRights(policy: Policy, who: Principal, question: Question, fieldClass: FieldClass | undefined): Right[] {
   const rights: Right[] = [];
@@ -119,7 +125,7 @@ function listRights(policy: Policy, who: Principal, question: Question, fieldCla
     rights.push(principal === undefined ? refused('default') : rightOf(principal, who.tenant, question, fieldClass));
   }
   if (rights.length === 0) rights.push(refused('default'));
-  if (who.scopes !== undefined) rights.push(rightOfScopes(who.scopes, question, fieldClass));
+  for (const texts of listNarrowings(who)) rights.push(rightOfScopes(texts, question, fieldClass));
   return rights;
 }
 
@@ -182,7 +188,7 @@ export function effectiveGrants(policy: Policy, who: Principal): string[] {
     const grants = name === undefined ? undefined : policy.access.principals.get(name)?.grants;
     return grants === undefined ? [] : [grants];
   });
-  if (who.scopes !== undefined) lines.push(who.scopes);
+  lines.push(...listNarrowings(who));
   if (lines.length === 1) return [...lines[0]!];
   return lines.map((grants, i) => `${i === 0 ? '' : 'and only: '}${grants.join(', ')}`);
 }
@@ -197,25 +203,30 @@ export interface Claims {
   readonly person?: string;
   readonly tenant?: string;
   readonly scopes?: readonly string[];
+  readonly moreScopes?: readonly (readonly string[])[];
+}
+
+/** Whom the policy knows by this name at an issuer of its. */
+export function findByIdentity(policy: Policy, issuer: string, sub: string): CompiledPrincipal | undefined {
+  const name = policy.access.identities.get(JSON.stringify([issuer, sub]));
+  return name === undefined ? undefined : policy.access.principals.get(name);
 }
 
 /** The principal that the claims name, or undefined when the policy does not know one of them. */
 export function resolvePrincipal(policy: Policy, claims: Claims): Principal | undefined {
-  const find = (value: string) => {
-    const name = policy.access.identities.get(JSON.stringify([claims.issuer, value]));
-    return name === undefined ? undefined : policy.access.principals.get(name);
-  };
+  const find = (value: string) => findByIdentity(policy, claims.issuer, value);
   const sender = find(claims.agent);
   const behalf = claims.person === undefined ? undefined : find(claims.person);
   if (sender === undefined) return undefined;
   if (claims.person !== undefined && (behalf?.kind !== 'person' || sender.kind !== 'agent')) return undefined;
   const person = behalf ?? (sender.kind === 'person' ? sender : undefined);
-  const { tenant, scopes } = claims;
+  const { tenant, scopes, moreScopes } = claims;
   return {
     system: sender.system,
     ...(sender.kind === 'agent' && { agent: sender.name }),
     ...(person !== undefined && { person: person.name }),
     ...(!sender.system && tenant !== undefined && { tenant }),
     ...(scopes !== undefined && { scopes }),
+    ...(moreScopes !== undefined && { moreScopes }),
   };
 }

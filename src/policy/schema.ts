@@ -40,8 +40,16 @@ const tenantName = z
 
 const issuerClaims = {
   aud: z.string().min(1).describe('What the token must name as its audience.'),
-  agentClaim: z.string().min(1).describe('The claim that names the agent, usually sub.'),
+  agentClaim: z
+    .string()
+    .min(1)
+    .describe('The claim that names the agent, usually sub. Another sub is then the person on whose behalf it acts.'),
   tenantClaim: z.string().min(1).describe('The claim that names the tenant.'),
+  scopeClaims: z
+    .array(z.string().min(1))
+    .min(1)
+    .optional()
+    .describe('The claims whose scopes narrow what a token allows, each of them; scope and scp where absent.'),
 };
 const localIssuer = z.strictObject({
   local: z.literal(true).describe('The issuer key made on first start.'),
@@ -173,7 +181,7 @@ const identities = z
   .array(
     z.strictObject({
       issuer: z.string().describe('One of the issuers above.'),
-      sub: z.string().min(1).describe('Who it is there: what the issuer’s agentClaim says.'),
+      sub: z.string().min(1).describe('Who it is there: what the issuer’s agentClaim says, or the sub of its tokens.'),
     }),
   )
   .min(1)

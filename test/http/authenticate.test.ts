@@ -225,7 +225,7 @@ describe('http/authenticate', () => {
   });
 
   it('holds every issuer to its own keys, typ and claims', async () => {
-    const file = { iss: 'https://file.example', sub: 'ignored', client_id: 'hr-agent' };
+    const file = { iss: 'https://file.example', sub: 'hr-agent', client_id: 'hr-agent' };
     assert.equal((await identify(signToken(file))).principal.agent, 'hr-agent');
     await refused(bearer(signToken({ iss: 'https://web.example' }, { typ: 'at+jwt' })));
     await writeFile(jwksFile, JSON.stringify({ keys: [jwk(there.publicKey, 'there')] }));

@@ -1,6 +1,7 @@
 /** Who a verified token's words stand for. */
 import assert from 'node:assert/strict';
-import { resolvePrincipal, type Claims } from '../../src/policy/access.ts';
+import { decide, effectiveGrants, resolvePrincipal, type Claims } from '../../src/policy/access.ts';
+import type { View } from '../../src/policy/policy.ts';
 import { policyWith, shipped } from './support.ts';
 
 const claims = (agent: string, more: Partial<Claims> = {}): Claims => ({ issuer: 'local', agent, ...more });
@@ -35,6 +36,21 @@ describe('policy/access: resolvePrincipal', () => {
         scopes,
       });
     }
+  });
+
+  it('several claims that narrow: each of them counts', () => {
+    const who = resolvePrincipal(policy, {
+      ...claims('payroll-agent', { tenant: 'acme', scopes: ['encrypt:bank', 'decrypt:bank:full'] }),
+      moreScopes: [
+        ['encrypt:*', 'decrypt:bank:last4'],
+        ['encrypt:bank', 'encrypt:ssn', 'decrypt:*:full'],
+      ],
+    })!;
+    const ask = (action: 'encrypt' | 'decrypt', of: string, view?: View) =>
+      decide(policy, who, { action, class: of, ...(view !== undefined && { view }) }).decision;
+    assert.deepEqual([ask('encrypt', 'bank'), ask('encrypt', 'ssn')], ['allow', 'deny']);
+    assert.deepEqual([ask('decrypt', 'bank', 'last4'), ask('decrypt', 'bank', 'full')], ['allow', 'deny']);
+    assert.equal(effectiveGrants(policy, who).length, 4);
   });
 
   it('a person alone, of a tenant or of the system; a system principal has no tenant', () => {

@@ -97,7 +97,7 @@ export async function openTestService(options: TestServiceOptions = {}): Promise
   const edge = { log, metrics, requestDeadlineMs, draining: false };
   const app = createApp(edge, {
     operations: bindOperations(service),
-    authenticate: createAuthenticator({ policy: () => service.policy, localKeys: issuer.jwks }),
+    authenticate: createAuthenticator({ policy: () => service.policy, localKeys: issuer.jwks, log }),
     refuse: (refusal) => refuse(service, refusal),
     health: () => examine(service),
   });
