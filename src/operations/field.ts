@@ -8,7 +8,7 @@
  *     compute   looks things up, opens and seals
  */
 import { formatEntry, formatItem, itemsRoot, type Entry, type Item } from '../audit/entry.ts';
-import { encodeContext, type Context } from '../crypto/context.ts';
+import { encodeContext, isContextPart, type Context } from '../crypto/context.ts';
 import { DataKey, rowDigest } from '../crypto/data-key.ts';
 import type { Envelope } from '../crypto/envelope.ts';
 import { FieldkeepError } from '../errors.ts';
@@ -50,7 +50,7 @@ interface Facts {
 export interface Reading {
   readonly question: Question & { class: string };
   readonly place: Place;
-  /** Where the value moves, if it does. */
+  /** Where the value moves, if that is another place. */
   readonly to?: Place;
   /** What is opened, if anything is. */
   readonly envelope?: Pick<Envelope, 'family' | 'version'>;
@@ -84,10 +84,17 @@ export function mustAllow(decision: Decision, opened?: Reading['envelope']): voi
   if (decision.decision === 'deny') throw forbidden(decision, opened);
 }
 
-/** Only the picture of key state is asked, whether the version is compromised: nothing is looked up before the decision. */
-function decideReading({ policy, state }: Work, { principal }: Call, { question, envelope }: Reading): Decision {
+/**
+ * Only the picture of key state is asked, whether the version is compromised: nothing is looked up before the decision.
+ * Who moves a value to another place needs the scope for that as well; the first refusal decides.
+ */
+function decideReading({ policy, state }: Work, { principal }: Call, reading: Reading): Decision {
+  const { question, envelope, to } = reading;
   const compromised = envelope !== undefined && isCompromised(state, envelope.family, envelope.version);
-  return decide(policy, principal, compromised ? { ...question, compromised } : question);
+  const decision = decide(policy, principal, compromised ? { ...question, compromised } : question);
+  if (to === undefined || decision.decision === 'deny') return decision;
+  const moving = decide(policy, principal, { action: 'move', class: question.class });
+  return moving.decision === 'deny' ? moving : decision;
 }
 
 function runItem<I, R extends Reading>(verb: Verb<I, R>, work: Work, call: Call, item: I): MaybePromise<Ran> {
@@ -222,11 +229,18 @@ function findDigestKey(work: Work): MaybePromise<DigestKey | undefined> {
   );
 }
 
+/** Undefined where there is no row, or none that could be one: it is too long, or no text. */
+function digestRow(digestKey: DigestKey | undefined, place: Place | undefined): string | undefined {
+  if (digestKey === undefined || place?.row === undefined || place.row === '') return undefined;
+  const { table, column, row } = place;
+  if (![table, column, row].every(isContextPart)) return undefined;
+  return rowDigest(digestKey.key, digestKey.version, table, column, row);
+}
+
 /** The members that an entry and a batch's item share; formatting leaves out what is undefined. */
 function describe({ policy }: Work, ran: Ran, digestKey: DigestKey | undefined): Item {
   const { reading, decision, error, facts } = ran;
-  const { table, column, row } = reading?.place ?? noPlace;
-  const hasDigest = row !== undefined && row !== '' && digestKey !== undefined;
+  const { table, column } = reading?.place ?? noPlace;
   const outcome = decision?.decision === 'deny' ? 'denied' : error === undefined ? 'ok' : 'failed';
   const item: { [K in keyof Item]: Item[K] | undefined } & { outcome: Item['outcome'] } = {
     outcome,
@@ -236,7 +250,10 @@ function describe({ policy }: Work, ran: Ran, digestKey: DigestKey | undefined):
     view: facts.view,
     table,
     column,
-    rowDigest: hasDigest ? rowDigest(digestKey.key, digestKey.version, table!, column!, row) : undefined,
+    rowDigest: digestRow(digestKey, reading?.place),
+    toTable: reading?.to?.table,
+    toColumn: reading?.to?.column,
+    toRowDigest: digestRow(digestKey, reading?.to),
     input: facts.input,
     output: facts.output,
     keyVersion: facts.keyVersion,
@@ -294,7 +311,7 @@ function batchAttempt(
     return item;
   });
   const lines = items.map(formatItem);
-  const shared = ['class', 'view', 'table', 'column', 'code', 'keyVersion'] as const;
+  const shared = ['class', 'view', 'table', 'column', 'toTable', 'toColumn', 'code', 'keyVersion'] as const;
   const entry: Entry = Object.assign(beginEntry(call, action), batchOutcome(rans), {
     ...Object.fromEntries(shared.map((name) => [name, common(items.map((item) => item[name]))])),
     purpose: common(rans.map((ran) => ran.reading?.question.purpose)),

@@ -134,33 +134,6 @@ describe('calls on fields', () => {
     );
   });
 
-  it('moves a value to another row without showing it', async () => {
-    const envelope = await seal('bank', '4', iban);
-    const body = { envelope, context: at('bank', '4'), to: at('bank', '5') };
-    const moved = (await it_.call('payroll-agent', 'POST', '/v1/reencrypt', body)).body['envelope'] as string;
-    const opened = await it_.call('payroll-agent', 'POST', '/v1/decrypt', {
-      envelope: moved,
-      context: at('bank', '5'),
-      view: 'full',
-    });
-    assert.equal(opened.body['value'], iban);
-    is(
-      await it_.call('payroll-agent', 'POST', '/v1/decrypt', { envelope: moved, context: at('bank', '4') }),
-      422,
-      'decryption_failed',
-    );
-    is(
-      await it_.call('payroll-agent', 'POST', '/v1/reencrypt', { ...body, to: at('salary', '5') }),
-      400,
-      'request_invalid',
-    );
-    is(
-      await it_.call('payroll-agent', 'POST', '/v1/reencrypt', { ...body, to: at('bank', '05') }),
-      400,
-      'request_invalid',
-    );
-  });
-
   it('answers search tokens that encrypt stored, and until when they hold', async () => {
     const stored = (
       await it_.call('payroll-agent', 'POST', '/v1/encrypt', {
