@@ -20,6 +20,7 @@ const order: readonly (readonly string[])[] = [
   ['keys'],
   ['audit'],
   ['targets'],
+  ['values'],
   ['rotation'],
   ['adoption', 'retirement'],
   ['config'],

@@ -8,7 +8,7 @@
  *     compute   looks things up, opens and seals
  */
 import { formatEntry, formatItem, itemsRoot, type Entry, type Item } from '../audit/entry.ts';
-import { encodeContext, isContextPart, type Context } from '../crypto/context.ts';
+import { isContextPart } from '../crypto/context.ts';
 import { DataKey, rowDigest } from '../crypto/data-key.ts';
 import type { Envelope } from '../crypto/envelope.ts';
 import { FieldkeepError } from '../errors.ts';
@@ -16,6 +16,7 @@ import { auditFamily, getActive, getReadable, isCompromised, type KeyState, type
 import { decide, type Decision, type Question } from '../policy/access.ts';
 import { findColumn, type FieldClass, type Policy, type RegisteredColumn } from '../policy/policy.ts';
 import { isCanonicalRow } from '../targets/catalog.ts';
+import { getContext } from '../values/place.ts';
 import type { Service } from '../service.ts';
 import { beginEntry, perform, toFieldkeepError, type Attempt, type Call, type Result } from './perform.ts';
 
@@ -109,8 +110,8 @@ function runItem<I, R extends Reading>(verb: Verb<I, R>, work: Work, call: Call,
   });
   try {
     reading = verb.read(item, work.policy);
-    checkRow(work, reading.question.class, reading.place);
-    if (reading.to !== undefined) checkRow(work, reading.question.class, reading.to);
+    checkRow(work, reading.place);
+    if (reading.to !== undefined) checkRow(work, reading.to);
     decision = decideReading(work, call, reading);
     if (decision.view !== undefined) facts.view = decision.view;
     mustAllow(decision, reading.envelope);
@@ -126,9 +127,8 @@ function runItem<I, R extends Reading>(verb: Verb<I, R>, work: Work, call: Call,
 }
 
 /** A registered column's row must be spelled as Postgres spells it, or its envelope would not re-encrypt. */
-function checkRow({ policy, service }: Work, className: string, place: Place): void {
+function checkRow({ policy, service }: Work, place: Place): void {
   if (place.row === undefined) return;
-  if (place.row === '' && policy.classes.get(className)?.bind === 'row') throw emptyRow(className);
   const column = findColumn(policy, place.table, place.column);
   const types = column === undefined ? undefined : service.catalog.keyTypes.get(place.table);
   if (types === undefined && column?.database !== undefined) {
@@ -140,10 +140,6 @@ function checkRow({ policy, service }: Work, className: string, place: Place): v
     'request_invalid',
     `context.row is not spelled as the key of ${place.table} is in Postgres.`,
   );
-}
-
-function emptyRow(className: string): FieldkeepError {
-  return new FieldkeepError('request_invalid', `context.row is empty, and class ${className} is bound to rows.`);
 }
 
 /** The class, which a decision has been made about. Errors: `class_unknown`. */
@@ -173,12 +169,9 @@ export function checkClassOf(policy: Policy, place: Place, name: string): void {
   throw new FieldkeepError('request_invalid', `${where} is registered for class ${column.class}, not for this one.`);
 }
 
-/** CTX of a place under a version; a class bound to its column seals with an empty row. */
-export function contextBytes(work: Work, version: KeyVersion, place: Place): Buffer {
-  const row = version.bind === 'column' ? '' : (place.row ?? '');
-  if (version.bind === 'row' && row === '') throw emptyRow(version.family);
-  const context: Context = { tenant: work.tenant, table: place.table, column: place.column, row };
-  return encodeContext(version.family, version.version, context);
+/** CTX of the caller's place under a version. Errors: `request_invalid` where there is no such place. */
+export function contextBytes({ tenant }: Work, version: KeyVersion, { table, column, row = '' }: Place): Buffer {
+  return getContext(version, { tenant, table, column, row });
 }
 
 /** The version and key that an envelope names. Errors: `version_unknown`, `version_destroyed`, `decryption_failed`. */

@@ -135,6 +135,12 @@ const fieldClass = z.strictObject({
     .enum(['digits', 'alnum'])
     .optional()
     .describe('What counts when values are compared or indexed: digits, or letters and digits in upper case.'),
+  nonAscii: z
+    .enum(['refuse', 'fold'])
+    .optional()
+    .describe(
+      'Digits (and, of alnum, letters) outside ASCII: refused (where absent), or folded: decimal digits of every script count as 0-9, letters as they are. With "normalise" only; counts from the next key version.',
+    ),
   views: z
     .array(z.enum(views))
     .min(1)
