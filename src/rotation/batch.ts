@@ -125,7 +125,7 @@ export function updateSql(table: TableShape, { read, written }: UpdateColumns, s
       from l where ${table.key.map(({ name }, i) => `t.${q(name)} = l.k${i}`).join(' and ')}
       returning l.place, case when ${stored} then fieldkeep.fe_stored_otherwise(${quoteLiteral(table.address)}) end
     )
-    select l.place::int, u.place is not null from l left join u using (place)`;
+    select array(select place::int from l), array(select place::int from u)`; // no join: nothing is known of their sizes
 }
 
 /** What became of the changes whose rows were as they were read, and free. */
@@ -151,8 +151,10 @@ export async function writeBatch(
     ...places.map((i) => changes.map((change) => change.next[i])),
   ];
   const text = updateSql(table, columns, skipLocked);
-  const { rows } = await db.query<[place: number, updated: boolean]>({ text, values, rowMode: 'array' });
-  const keysOf = (updated: boolean) =>
-    rows.flatMap(([place, isUpdated]) => (isUpdated === updated ? [changes[place - 1]!.key] : []));
-  return { keys: keysOf(true), swallowed: keysOf(false) };
+  const { rows } = await db.query<[locked: number[], updated: number[]]>({ text, values, rowMode: 'array' });
+  const [locked, updated] = rows[0]!;
+  const keyAt = (place: number) => changes[place - 1]!.key;
+  const done = new Set(updated);
+  const swallowed = locked.filter((place) => !done.has(place));
+  return { keys: updated.map(keyAt), swallowed: swallowed.map(keyAt) };
 }
