@@ -21,6 +21,7 @@ const order: readonly (readonly string[])[] = [
   ['keys'],
   ['audit', 'asked'],
   ['targets'],
+  ['values'],
   ['rotation'],
   ['adoption', 'retirement'],
   ['config'],

@@ -57,12 +57,9 @@ export function getColumn({ columns }: Policy, name: string): RegisteredColumn {
 /** Looks at the live table. Errors: StartupError when its database is unknown or away. */
 export async function plan(policy: Policy, column: RegisteredColumn, exact: boolean): Promise<Planned> {
   const { url, rowsRole } = findPlace(column, process.env);
+  const fieldClass = policy.classes.get(column.class)!;
   const findings = await withPool(url, exact ? exactMs : usualMs, async (pool) =>
-    planAdoption(
-      column,
-      policy.classes.get(column.class)!,
-      await inspectColumn(pool, column, { exact, workerRole: rowsRole }),
-    ),
+    planAdoption(column, fieldClass, await inspectColumn(pool, column, { exact, workerRole: rowsRole, fieldClass })),
   );
   return { table: column.address, column: column.column, findings };
 }

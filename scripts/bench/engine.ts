@@ -178,7 +178,7 @@ async function sweepStretch(db: Pool, sweep: Sweep, lower: Key, upper: Key): Pro
     if (round.done === true) return rows;
     upcoming = batches.next();
     upcoming.catch(() => undefined); // looked at in the next round, unless the update fails first
-    rows += (await writeBatch(db, sweep.table, columns, round.value, true)).length;
+    rows += (await writeBatch(db, sweep.table, columns, round.value, true)).keys.length;
   }
 }
 

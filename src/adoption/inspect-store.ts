@@ -1,6 +1,6 @@
 /**
  * SQL that looks at a table before it is adopted: what it and its columns are, and how much of it there is. It reads
- * catalogs and statistics, never a value; only `countExactly` reads the table, and answers numbers.
+ * catalogs and statistics, never a value; only `countExactly`, which answers numbers, and `listSuspects` read the table.
  */
 import { quoteIdentifier, type Queryable } from '../db.ts';
 
@@ -146,6 +146,54 @@ export async function findRole(db: Queryable, oid: number, role: string): Promis
     [oid, role],
   );
   return rows[0];
+}
+
+/** A row that may not be one to seal: its key, its tenant and its value, as text. */
+export interface SuspectRow {
+  readonly key: readonly string[];
+  readonly tenant: string | null;
+  readonly value: string;
+}
+
+const suspectsMany = 500;
+/** Longer texts are too long in any case. */
+const charsMax = 20_000;
+
+/**
+ * Rows with a value of which SQL cannot say whether they could be sealed, in order of the key: those with text outside
+ * ASCII, with control characters in the tenant, with an empty key, with anything long. They are few in most tables.
+ */
+export async function* listSuspects(
+  db: Queryable,
+  table: { readonly schema: string; readonly name: string; readonly key: readonly string[] },
+  source: string,
+  tenant: string | undefined,
+): AsyncGenerator<SuspectRow> {
+  const q = quoteIdentifier;
+  const [value, owner] = [`${q(source)}::text`, tenant === undefined ? `''` : `coalesce(${q(tenant)}::text, '')`];
+  const keys = table.key.map((name) => `${q(name)}::text`);
+  const odd = [
+    `${value} ~ '[^\\x01-\\x7f]'`,
+    `length(${value}) > 512`,
+    `${owner} ~ '[^\\x20-\\x7e]'`,
+    `length(${owner}) > 128`,
+    `concat(${keys.join(', ')}) = ''`,
+    `length(concat(${keys.join(', ')})) > 80`, // an array of texts may be six times as long
+  ];
+  const order = table.key.map(q).join(', ');
+  for (let offset: readonly string[] | undefined; ;) {
+    const after = offset === undefined ? '' : `and (${order}) > (${table.key.map((_, i) => `$${i + 1}`).join(', ')})`;
+    const { rows } = await db.query<(string | null)[]>({
+      text: `select left(${value}, ${charsMax}), ${tenant === undefined ? 'null' : `${q(tenant)}::text`}, ${keys.join(', ')}
+             from ${q(table.schema)}.${q(table.name)}
+             where ${q(source)} is not null and (${odd.join(' or ')}) ${after} order by ${order} limit ${suspectsMany}`,
+      values: [...(offset ?? [])],
+      rowMode: 'array',
+    });
+    for (const [text, whose, ...key] of rows) yield { key: key as string[], tenant: whose ?? null, value: text! };
+    if (rows.length < suspectsMany) return;
+    offset = rows.at(-1)!.slice(2) as string[];
+  }
 }
 
 export interface ExactCounts {

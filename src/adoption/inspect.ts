@@ -1,10 +1,13 @@
 /**
  * Looks at a live table before one of its columns is adopted, and puts what it saw together. It asks for nothing that would
- * show a value.
+ * show a value; where it counts exactly, it looks at odd ones and keeps how many of them there are, and why.
  */
 import { plaintextBytesMax } from '../crypto/aead.ts';
 import { sqlState, type Queryable } from '../db.ts';
-import type { RegisteredColumn } from '../policy/policy.ts';
+import type { FieldClass, RegisteredColumn } from '../policy/policy.ts';
+import { formatRow } from '../targets/catalog.ts';
+import { findPlaceProblem, type Why } from '../values/place.ts';
+import { findValueProblem } from '../values/value.ts';
 import {
   findStatementsView,
   listColumnGrants,
@@ -32,6 +35,7 @@ import {
   findRole,
   findTable,
   listColumns,
+  listSuspects,
   type ExactCounts,
   type SeenColumn,
   type SeenRole,
@@ -40,6 +44,7 @@ import {
 import { toTriggerColumn } from './sql.ts';
 import { findMissingTriggers } from '../targets/adoption-triggers.ts';
 import { inspectTable } from '../targets/catalog-store.ts';
+import { versionOf } from '../rotation/renew.ts';
 
 const statementsMax = 10;
 
@@ -72,6 +77,8 @@ export interface Inspection {
   /** By index column: what must not be there. */
   readonly tokenConstraints: ReadonlyMap<string, readonly string[]>;
   readonly exact: ExactCounts | undefined;
+  /** Counted exactly as well: rows that the job would record as failed, by why. */
+  readonly unsealable: ReadonlyMap<Why, number>;
   /** Of those that keep source and envelope of one mind. */
   readonly missingTriggers: readonly string[];
   /** Whether an index finds old versions. */
@@ -83,6 +90,8 @@ export interface InspectOptions {
   readonly workerRole?: string | undefined;
   /** Read the whole table, to count what statistics only guess. */
   readonly exact?: boolean;
+  /** Of the column, whose rule says what cannot be sealed. */
+  readonly fieldClass?: FieldClass;
 }
 
 /** The column that holds plaintext. */
@@ -117,6 +126,29 @@ async function findDependents(db: Queryable, table: SeenTable, name: string, sou
   };
 }
 
+/** As the job judges them. What others sealed is judged by its place alone: nobody has opened it yet. */
+async function countUnsealable(
+  db: Queryable,
+  column: RegisteredColumn,
+  { name: family, bind, normalise }: FieldClass,
+): Promise<Map<Why, number>> {
+  const { tenant, tenants, sealed, index, address: table } = column;
+  const rule = { family, bind, ...(normalise !== undefined && { normalise }) };
+  const counts = new Map<Why, number>();
+  const by = 'column' in tenant ? tenant.column : undefined;
+  for await (const row of listSuspects(db, column, sourceOf(column), by)) {
+    const whose = 'value' in tenant ? tenant.value : (row.tenant ?? '');
+    if (tenants !== undefined && !tenants.includes(whose)) continue;
+    if (column.from === undefined && versionOf(row.value) !== 0) continue; // sealed already, in place
+    const place = { tenant: whose, table, column: column.column, row: formatRow(row.key) };
+    const problem =
+      findPlaceProblem(rule, place) ??
+      (sealed === undefined ? findValueProblem(rule, index.length > 0, row.value) : undefined);
+    if (problem !== undefined) counts.set(problem.why, (counts.get(problem.why) ?? 0) + 1);
+  }
+  return counts;
+}
+
 /** UNIQUE and foreign keys on a column of tokens, by their names. */
 async function listTokenConstraints(db: Queryable, oid: number, column: string): Promise<string[]> {
   const constraints = await listConstraints(db, oid, column);
@@ -146,6 +178,7 @@ export async function inspectColumn(
   const triggers = toTriggerColumn(column);
   const by = 'column' in tenant ? tenant.column : undefined;
   const canCount = columns.has(source) && (by === undefined || columns.has(by));
+  const canJudge = canCount && options.exact === true && key.every((each) => columns.has(each));
   return {
     prepared,
     table,
@@ -156,6 +189,10 @@ export async function inspectColumn(
     tokenConstraints,
     missingTriggers: triggers === undefined ? [] : await findMissingTriggers(db, triggers),
     versionIndexed: versionIndexed.has(column.column),
+    unsealable:
+      canJudge && options.fieldClass !== undefined
+        ? await countUnsealable(db, column, options.fieldClass)
+        : new Map<Why, number>(),
     exact:
       options.exact === true && canCount ? await countExactly(db, column, source, by, plaintextBytesMax) : undefined,
   };

@@ -9,6 +9,7 @@ import type { FieldClass, RegisteredColumn } from '../policy/policy.ts';
 import { change, countOf, note, stop, when, type Finding } from './finding.ts';
 import { sourceOf, type Inspection } from './inspect.ts';
 import type { SeenColumn } from './inspect-store.ts';
+import type { Why } from '../values/place.ts';
 
 const q = quoteIdentifier;
 const tableOf = ({ schema, name }: RegisteredColumn) => `${q(schema)}.${q(name)}`;
@@ -146,6 +147,34 @@ function checkLength(seen: SeenColumn, { exact }: Inspection, sealed: boolean): 
   );
 }
 
+const unsealable: Readonly<Partial<Record<Why, readonly [what: string, how: string]>>> = {
+  tenant_invalid: [
+    'a tenant that no token can carry',
+    'name tenants with 1 to 128 characters, none of them a control character',
+  ],
+  row_empty: ['an empty key', 'give them a key, or the class "bind": "column"'],
+  row_invalid: ['a key of more than 512 bytes', 'give them a shorter key'],
+  value_not_ascii: [
+    'letters or digits outside ASCII, which the class would lose when it compares',
+    'write them in ASCII, or set "nonAscii": "fold", which counts from the next version of the key',
+  ],
+  value_not_indexable: ['more than 512 bytes of what counts, and the column has a blind index', 'leave the index out'],
+};
+
+/** Rows that the job would record as failed; what is too long, or nobody's, is told by itself. */
+function checkUnsealable({ unsealable: counts }: Inspection): Finding[] {
+  return [...counts].flatMap(([why, n]) => {
+    const [what, how] = unsealable[why] ?? [];
+    if (what === undefined) return [];
+    const told = `${countOf(n, 'row')} with a value ${n === 1 ? 'has' : 'have'} ${what}`;
+    return stop(
+      told,
+      `The API refuses them, so the job does: such a row fails (request_invalid:${why}) and blocks the run.`,
+      how,
+    );
+  });
+}
+
 function checkSource(column: RegisteredColumn, seen: SeenColumn, isPartitioned: boolean): Finding[] {
   const { name } = seen;
   const alter = `alter table ${tableOf(column)} alter column ${q(name)}`;
@@ -257,6 +286,7 @@ export function checkShape(column: RegisteredColumn, fieldClass: FieldClass, see
         ]),
     ...checkType(column, source, fieldClass),
     ...checkLength(source, seen, column.sealed !== undefined),
+    ...checkUnsealable(seen),
     ...column.index.flatMap((index) => [
       ...checkTarget(column, index.column, seen, tokenCharsMax(index.bits), 'Tokens of the blind index'),
       ...(tokenConstraints.get(index.column) ?? []).map((name) =>

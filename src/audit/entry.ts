@@ -28,6 +28,10 @@ export interface Entry {
   column?: string;
   /** "<version of the digest key>.<digest>", of table, column and row. */
   rowDigest?: string;
+  /** Where the value moves, of a reencrypt that names another place. */
+  toTable?: string;
+  toColumn?: string;
+  toRowDigest?: string;
   /** "envelope:…" or "value:…", of what came in. */
   input?: string;
   /** The same, of what went out. */
@@ -52,6 +56,9 @@ export interface Item {
   table?: string;
   column?: string;
   rowDigest?: string;
+  toTable?: string;
+  toColumn?: string;
+  toRowDigest?: string;
   input?: string;
   output?: string;
   outcome: Outcome;
@@ -94,6 +101,9 @@ export function formatEntry(entry: Entry): string {
     table: entry.table,
     tenant: entry.tenant,
     time: entry.time,
+    toColumn: entry.toColumn,
+    toRowDigest: entry.toRowDigest,
+    toTable: entry.toTable,
     v: entry.v,
     view: entry.view,
   });
@@ -112,6 +122,9 @@ export function formatItem(item: Item): string {
     ref: item.ref,
     rowDigest: item.rowDigest,
     table: item.table,
+    toColumn: item.toColumn,
+    toRowDigest: item.toRowDigest,
+    toTable: item.toTable,
     view: item.view,
   });
 }

@@ -177,17 +177,17 @@ async function unfoldGroups(tx: Queryable, linesMax: number): Promise<Unfolded> 
     ), listed as (
       insert into fieldkeep.audit_items (index, items, row_digests)
       select index, replace(items, E'\\t', E'\\n'),
-             array(select distinct m[1] from regexp_matches(items, '"rowDigest":"([^"]+)"', 'g') m)
+             array(select distinct m[1] from regexp_matches(items, '"(?:rowDigest|toRowDigest)":"([^"]+)"', 'g') m)
       from placed where items <> ''
     ), made as (
       insert into fieldkeep.audit_entries (index, line, "time", request_id, tenant, agent, person, class, view, action,
-        outcome, row_digest)
+        outcome, row_digest, to_row_digest)
       select p.index, p.line, f."time", f."requestId", f.tenant, f.agent, f.person, f.class, f.view, f.action,
-        f.outcome, f."rowDigest"
+        f.outcome, f."rowDigest", f."toRowDigest"
       from placed p
       cross join lateral json_to_record(replace(p.line, '\\u0000', '\\ufffd')::json) as f ("time" timestamptz,
         "requestId" text, tenant text, agent text, person text, class text, view text, action text, outcome text,
-        "rowDigest" text)
+        "rowDigest" text, "toRowDigest" text)
       order by p.index
     )
     select coalesce(sum(entries), 0)::int as entries, count(*) < (select count(*) from waiting) as rest,
@@ -302,6 +302,7 @@ function orItem(column: string, member: string): (n: number) => string {
 const finders = {
   requestId: (n: number) => `select index from fieldkeep.audit_entries where request_id = $${n}`,
   rowDigest: (n: number) => `(select index from fieldkeep.audit_entries where row_digest = $${n}
+    union select index from fieldkeep.audit_entries where to_row_digest = $${n}
     union select index from fieldkeep.audit_items where row_digests @> array[$${n}::text])`,
 };
 

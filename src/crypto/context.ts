@@ -31,6 +31,11 @@ export function u32(n: number): Buffer {
   return bytes;
 }
 
+/** Whether `text` can be a part of a context. */
+export function isContextPart(text: string): boolean {
+  return text.isWellFormed() && Buffer.byteLength(text, 'utf8') <= partBytesMax;
+}
+
 /** Bytes of `text` as UTF-8. Errors: `request_invalid`, naming `name`, when it has none or more than 512. */
 function measure(text: string, name: string): number {
   if (!text.isWellFormed()) throw new FieldkeepError('request_invalid', `${name} contains a lone surrogate.`);

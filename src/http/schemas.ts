@@ -34,7 +34,11 @@ const columnContext = context.omit({ row: true });
 
 const encryptOne = z.strictObject({ class: className, value, context, purpose: purpose.optional() });
 const decryptOne = z.strictObject({ envelope, context, view: view.optional(), purpose: purpose.optional() });
-const reencryptOne = z.strictObject({ envelope, context, to: context.optional() });
+const reencryptOne = z.strictObject({
+  envelope,
+  context,
+  to: context.optional().meta({ description: 'Another place for the value; takes the scope move:<class> as well.' }),
+});
 const matchOne = z.strictObject({ envelope, context, candidate: value, purpose: purpose.optional() });
 
 /** A batch takes the single form's fields in every item; view and purpose beside the items hold where an item has none. */

@@ -26,7 +26,7 @@ const header = z.strictObject({ format: z.literal('fieldkeep-keys/1'), exportedA
 const familyLine = z.strictObject({ family, nextRotationAt: time.nullable() });
 const versionLine = z.strictObject({
   ...{ family, version, state: z.enum(states), transitVersion: version, bind: z.enum(['row', 'column']) },
-  normalise: z.enum(['digits', 'alnum']).nullable(),
+  normalise: z.enum(['digits', 'alnum', 'digits/fold', 'alnum/fold']).nullable(),
   indexes: z.array(z.strictObject({ table: z.string(), column: z.string(), name: z.string(), bits: z.int() })),
   createdAt: time,
   activatedAt: time.nullable(),

@@ -1,9 +1,9 @@
 /** POST /v1/encrypt: seals a value under the active version of its class, for one place. */
 import { seal } from '../crypto/aead.ts';
-import { normalise, indexToken } from '../crypto/blind-index.ts';
 import { valueDigest, type DataKey } from '../crypto/data-key.ts';
 import { envelopeDigest, formatEnvelope } from '../crypto/envelope.ts';
-import { findIndexes, type KeyVersion } from '../keys/version.ts';
+import type { KeyVersion } from '../keys/version.ts';
+import { assertValue, makeTokens } from '../values/value.ts';
 import {
   checkColumn,
   contextBytes,
@@ -24,7 +24,7 @@ interface EncryptItem {
   readonly purpose?: string;
 }
 
-/** The tokens to store beside an envelope, by index name; undefined where the column has no index or nothing is left. */
+/** The tokens to store beside an envelope, by index name; undefined where the column has no index. */
 export function indexTokens(
   work: Pick<Work, 'tenant'>,
   key: DataKey,
@@ -32,19 +32,8 @@ export function indexTokens(
   place: Place,
   value: string,
 ): Record<string, string | null> | undefined {
-  const indexes = findIndexes(version, place.table, place.column);
-  if (indexes.length === 0) return undefined;
-  const normalised = normalise(version.normalise, value);
-  const names = indexes.map(({ name, bits, table, column }): [string, string | null] => {
-    const token = indexToken(
-      key,
-      version.version,
-      { tenant: work.tenant, table, column, index: name, bits },
-      normalised,
-    );
-    return [name, token ?? null];
-  });
-  return Object.fromEntries(names);
+  const tokens = makeTokens(key, version, { ...place, tenant: work.tenant }, value);
+  return tokens.size === 0 ? undefined : Object.fromEntries(tokens);
 }
 
 const verb: Verb<EncryptItem, Reading> = {
@@ -60,6 +49,7 @@ const verb: Verb<EncryptItem, Reading> = {
     const column = checkColumn(work.policy, place);
     return withSealingKey(work, item.class, column, (key, version) => {
       const ctx = contextBytes(work, version, place);
+      assertValue(version, place, item.value);
       const envelope = seal(key, item.class, version.version, ctx, item.value, fieldClass.padTo);
       facts.keyVersion = version.version;
       facts.input = valueDigest(key, work.requestId, work.item, ctx, item.value);

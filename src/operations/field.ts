@@ -9,7 +9,7 @@
  *     compute   looks things up, opens and seals
  */
 import { formatEntry, formatItem, itemsRoot, type Entry, type Item } from '../audit/entry.ts';
-import { encodeContext, type Context } from '../crypto/context.ts';
+import { isContextPart } from '../crypto/context.ts';
 import { DataKey, rowDigest } from '../crypto/data-key.ts';
 import type { Envelope } from '../crypto/envelope.ts';
 import { FieldkeepError } from '../errors.ts';
@@ -17,6 +17,7 @@ import { auditFamily, getActive, getReadable, isCompromised, type KeyState, type
 import { decide, type Decision, type Question } from '../policy/access.ts';
 import { findColumn, type FieldClass, type Policy, type RegisteredColumn } from '../policy/policy.ts';
 import { isCanonicalRow } from '../targets/catalog.ts';
+import { getContext } from '../values/place.ts';
 import type { Service } from '../service.ts';
 import { beginEntry, mustServe, perform, toFieldkeepError, type Attempt, type Call, type Result } from './perform.ts';
 
@@ -51,7 +52,7 @@ interface Facts {
 export interface Reading {
   readonly question: Question & { class: string };
   readonly place: Place;
-  /** Where the value moves, if it does. */
+  /** Where the value moves, if that is another place. */
   readonly to?: Place;
   /** What is opened, if anything is. */
   readonly envelope?: Pick<Envelope, 'family' | 'version'>;
@@ -87,10 +88,17 @@ export function mustAllow(decision: Decision, opened?: Reading['envelope']): voi
   if (decision.decision === 'deny') throw forbidden(decision, opened);
 }
 
-/** Only the picture of key state is asked, whether the version is compromised: nothing is looked up before the decision. */
-function decideReading({ policy, state }: Work, { principal }: Call, { question, envelope }: Reading): Decision {
+/**
+ * Only the picture of key state is asked, whether the version is compromised: nothing is looked up before the decision.
+ * Who moves a value to another place needs the scope for that as well; the first refusal decides.
+ */
+function decideReading({ policy, state }: Work, { principal }: Call, reading: Reading): Decision {
+  const { question, envelope, to } = reading;
   const compromised = envelope !== undefined && isCompromised(state, envelope.family, envelope.version);
-  return decide(policy, principal, compromised ? { ...question, compromised } : question);
+  const decision = decide(policy, principal, compromised ? { ...question, compromised } : question);
+  if (to === undefined || decision.decision === 'deny') return decision;
+  const moving = decide(policy, principal, { action: 'move', class: question.class });
+  return moving.decision === 'deny' ? moving : decision;
 }
 
 function runItem<I, R extends Reading>(verb: Verb<I, R>, work: Work, call: Call, item: I): MaybePromise<Ran> {
@@ -124,14 +132,13 @@ function runItem<I, R extends Reading>(verb: Verb<I, R>, work: Work, call: Call,
 /** Errors: `request_invalid` where the place is registered for something else. */
 function checkPlace(work: Work, { question, place, to, ofClass }: Reading): void {
   if (ofClass === true) checkClassOf(work.policy, to ?? place, question.class);
-  checkRow(work, question.class, place);
-  if (to !== undefined) checkRow(work, question.class, to);
+  checkRow(work, place);
+  if (to !== undefined) checkRow(work, to);
 }
 
 /** A registered column's row must be spelled as Postgres spells it, or its envelope would not re-encrypt. */
-function checkRow({ policy, service }: Work, className: string, place: Place): void {
+function checkRow({ policy, service }: Work, place: Place): void {
   if (place.row === undefined) return;
-  if (place.row === '' && policy.classes.get(className)?.bind === 'row') throw emptyRow(className);
   const column = findColumn(policy, place.table, place.column);
   const types = column === undefined ? undefined : service.catalog.keyTypes.get(place.table);
   const isUnseen = column?.database !== undefined || !service.catalog.seen.has(place.table);
@@ -144,10 +151,6 @@ function checkRow({ policy, service }: Work, className: string, place: Place): v
     'request_invalid',
     `context.row is not spelled as the key of ${place.table} is in Postgres.`,
   );
-}
-
-function emptyRow(className: string): FieldkeepError {
-  return new FieldkeepError('request_invalid', `context.row is empty, and class ${className} is bound to rows.`);
 }
 
 /** The class, which a decision has been made about. Errors: `class_unknown`. */
@@ -177,12 +180,9 @@ function checkClassOf(policy: Policy, place: Place, name: string): void {
   throw new FieldkeepError('request_invalid', `${where} is registered for class ${column.class}, not for this one.`);
 }
 
-/** CTX of a place under a version; a class bound to its column seals with an empty row. */
-export function contextBytes(work: Work, version: KeyVersion, place: Place): Buffer {
-  const row = version.bind === 'column' ? '' : (place.row ?? '');
-  if (version.bind === 'row' && row === '') throw emptyRow(version.family);
-  const context: Context = { tenant: work.tenant, table: place.table, column: place.column, row };
-  return encodeContext(version.family, version.version, context);
+/** CTX of the caller's place under a version. Errors: `request_invalid` where there is no such place. */
+export function contextBytes({ tenant }: Work, version: KeyVersion, { table, column, row = '' }: Place): Buffer {
+  return getContext(version, { tenant, table, column, row });
 }
 
 /** The version and key that an envelope names. Errors: `version_unknown`, `version_destroyed`, `decryption_failed`. */
@@ -233,11 +233,18 @@ function findDigestKey(work: Work): MaybePromise<DigestKey | undefined> {
   );
 }
 
+/** Undefined where there is no row, or none that could be one: it is too long, or no text. */
+function digestRow(digestKey: DigestKey | undefined, place: Place | undefined): string | undefined {
+  if (digestKey === undefined || place?.row === undefined || place.row === '') return undefined;
+  const { table, column, row } = place;
+  if (![table, column, row].every(isContextPart)) return undefined;
+  return rowDigest(digestKey.key, digestKey.version, table, column, row);
+}
+
 /** The members that an entry and a batch's item share; formatting leaves out what is undefined. */
 function describe({ policy }: Work, ran: Ran, digestKey: DigestKey | undefined): Item {
   const { reading, decision, error, facts } = ran;
-  const { table, column, row } = reading?.place ?? noPlace;
-  const hasDigest = row !== undefined && row !== '' && digestKey !== undefined;
+  const { table, column } = reading?.place ?? noPlace;
   const outcome = decision?.decision === 'deny' ? 'denied' : error === undefined ? 'ok' : 'failed';
   const item: { [K in keyof Item]: Item[K] | undefined } & { outcome: Item['outcome'] } = {
     outcome,
@@ -247,7 +254,10 @@ function describe({ policy }: Work, ran: Ran, digestKey: DigestKey | undefined):
     view: facts.view,
     table,
     column,
-    rowDigest: hasDigest ? rowDigest(digestKey.key, digestKey.version, table!, column!, row) : undefined,
+    rowDigest: digestRow(digestKey, reading?.place),
+    toTable: reading?.to?.table,
+    toColumn: reading?.to?.column,
+    toRowDigest: digestRow(digestKey, reading?.to),
     input: facts.input,
     output: facts.output,
     keyVersion: facts.keyVersion,
@@ -305,7 +315,7 @@ function batchAttempt(
     return item;
   });
   const lines = items.map(formatItem);
-  const shared = ['class', 'view', 'table', 'column', 'code', 'keyVersion'] as const;
+  const shared = ['class', 'view', 'table', 'column', 'toTable', 'toColumn', 'code', 'keyVersion'] as const;
   const entry: Entry = Object.assign(beginEntry(call, action), batchOutcome(rans), {
     ...Object.fromEntries(shared.map((name) => [name, common(items.map((item) => item[name]))])),
     purpose: common(rans.map((ran) => ran.reading?.question.purpose)),

@@ -1,6 +1,7 @@
 /**
  * POST /v1/reencrypt: opens an envelope and seals its value anew under the active version, in the same place or, with
- * `to`, in another row of the same tenant and class. The value itself is not answered.
+ * `to`, in another row of the same tenant and class, which takes the scope `move` as well and stands in the entry. The
+ * value itself is not answered.
  */
 import { open, seal } from '../crypto/aead.ts';
 import { envelopeDigest, formatEnvelope, parseEnvelope, type Envelope } from '../crypto/envelope.ts';
@@ -29,20 +30,24 @@ interface ReencryptReading extends Reading {
   readonly envelope: Envelope;
 }
 
+const isSame = (one: Required<Place>, other: Required<Place>): boolean =>
+  one.table === other.table && one.column === other.column && one.row === other.row;
+
 const verb: Verb<ReencryptItem, ReencryptReading> = {
   read(item) {
     const envelope = parseEnvelope(item.envelope);
+    const moves = item.to !== undefined && !isSame(item.to, item.context);
     return {
       ofClass: true,
       envelope,
       question: { action: 'reencrypt', class: envelope.family },
       place: item.context,
-      ...(item.to !== undefined && { to: item.to }),
+      ...(moves && { to: item.to }),
     };
   },
-  async compute(work, item, { envelope, place }, _decision, facts) {
+  async compute(work, _item, { envelope, place, to }, _decision, facts) {
     const fieldClass = getClass(work.policy, envelope.family);
-    const target = item.to ?? place;
+    const target = to ?? place;
     const column = checkColumn(work.policy, target);
     facts.input = envelopeDigest(envelope);
     const value = await withOpeningKey(work, envelope, (key, version) => {

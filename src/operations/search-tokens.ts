@@ -3,11 +3,12 @@
  * version whose rows a search must find, newest first. They hold until `expiresAt`: re-encrypting under a new version
  * begins only after the last answer that lacks the new version's token has expired, so no search misses a row.
  */
-import { indexToken, normalise } from '../crypto/blind-index.ts';
+import { indexToken, normalise, stripToAscii, type Normalise } from '../crypto/blind-index.ts';
 import { valueDigest, type DataKey } from '../crypto/data-key.ts';
 import { encodeContext } from '../crypto/context.ts';
 import { FieldkeepError } from '../errors.ts';
 import { findIndexes, listSearchable, type KeyVersion } from '../keys/version.ts';
+import { getNormal } from '../values/value.ts';
 import { searchTokenTtlMs } from '../rotation/phase.ts';
 import { checkColumn, getClass, performFields, type Place, type Reading, type Verb, type Work } from './field.ts';
 import type { Operation } from './perform.ts';
@@ -40,6 +41,21 @@ function keyFor(work: Work, version: KeyVersion): DataKey | Promise<DataKey | un
     : keyring.get(work.tenant, version.family, version.version);
 }
 
+/**
+ * The normal forms under which a version may have indexed the value. One that normalises by another rule than the search
+ * may hold the value as its rule has the search's form, or as releases before had it, which dropped what is not ASCII.
+ */
+function listForms(
+  how: Normalise | undefined,
+  searched: Normalise | undefined,
+  normal: string,
+  value: string,
+): string[] {
+  if (how === searched) return [normal];
+  const forms = [normalise(how, normal), stripToAscii(how, value)];
+  return [...new Set(forms.filter((form) => form !== undefined))];
+}
+
 const verb: Verb<SearchItem, Reading> = {
   read(item) {
     return { ofClass: true, question: { action: 'search', class: item.class }, place: item.context };
@@ -52,14 +68,17 @@ const verb: Verb<SearchItem, Reading> = {
     const indexesOf = (version: KeyVersion) => findIndexes(version, place.table, place.column);
     const name = chooseIndex([...new Set(versions.flatMap(indexesOf).map((each) => each.name))], item);
     const tokens: string[] = [];
+    const searched = (versions.find(({ state }) => state === 'active') ?? versions[0])?.normalise;
+    const normal = getNormal(searched, item.class, item.value, 'value');
     for (const version of versions) {
       const index = indexesOf(version).find((each) => each.name === name);
       const key = index === undefined ? undefined : await keyFor(work, version);
       if (index === undefined || key === undefined) continue;
-      const normalised = normalise(version.normalise, item.value);
       const where = { tenant: work.tenant, table: index.table, column: index.column, index: name, bits: index.bits };
-      const token = indexToken(key, version.version, where, normalised);
-      if (token !== undefined) tokens.push(token);
+      for (const form of listForms(version.normalise, searched, normal, item.value)) {
+        const token = indexToken(key, version.version, where, form);
+        if (token !== undefined) tokens.push(token);
+      }
       if (version.state !== 'active') continue;
       const ctx = encodeContext(version.family, version.version, { ...place, tenant: work.tenant, row: '' });
       facts.input = valueDigest(key, work.requestId, work.item, ctx, item.value);

@@ -45,6 +45,9 @@ function checkClasses(file: PolicyFile, add: Add): void {
     }
     const edges = (fieldClass.edges ?? []).map((edge) => parseDecimal(edge)!);
     if (edges.some((edge, i) => i > 0 && edge <= edges[i - 1]!)) add(`${at}.edges`, 'must be ascending');
+    if (fieldClass.nonAscii !== undefined && fieldClass.normalise === undefined) {
+      add(`${at}.nonAscii`, 'counts with normalise only: leave it out');
+    }
     if (isNothing(fieldClass.rotateEvery)) add(`${at}.rotateEvery`, 'must be longer than nothing');
   }
 }

@@ -12,6 +12,7 @@ export interface FieldClass {
   readonly padTo: PadTo;
   /** ISO 8601 duration. */
   readonly rotateEvery: string;
+  /** With what "nonAscii" says. */
   readonly normalise?: Normalise;
   /** Most first. */
   readonly views: readonly View[];

@@ -120,7 +120,8 @@ function parseFile(text: string): PolicyFile {
 }
 
 function toClass(name: string, entry: PolicyFile['classes'][string]): FieldClass {
-  const { normalise, edges, rotation, retire, compromised = 'grants', ...rest } = entry;
+  const { normalise: counts, nonAscii, edges, rotation, retire, compromised = 'grants', ...rest } = entry;
+  const normalise = counts !== undefined && nonAscii === 'fold' ? (`${counts}/fold` as const) : counts;
   const rules = { rotation: toLimits(rotation), retire: toRetireRule(retire) };
   return { name, ...rest, compromised, ...rules, ...present({ normalise, edges }) };
 }

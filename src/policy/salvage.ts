@@ -36,6 +36,7 @@ const standIns: readonly StandIn[] = [
   [['classes', '*', 'padTo'], () => 16],
   [['classes', '*', 'rotateEvery'], () => 'P1D'],
   [['classes', '*', 'normalise'], () => remove],
+  [['classes', '*', 'nonAscii'], () => remove],
   [['classes', '*', 'mask'], () => '*'],
   [['classes', '*', 'compromised'], () => remove],
   [

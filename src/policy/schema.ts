@@ -23,7 +23,13 @@ const className = z
 const targetName = z
   .string()
   .regex(/^[a-z][a-z0-9_]{0,31}$/, 'must be at most 32 lower-case letters, digits and _, a letter first');
-const scope = z.string().min(1).max(64).describe('action:class[:view], or audit, approve, policy');
+const scope = z
+  .string()
+  .min(1)
+  .max(64)
+  .describe(
+    'action:class[:view], or audit, approve, policy. Actions: encrypt, decrypt, reencrypt, move (reencrypt to another place), match, search, rotate, destroy.',
+  );
 const decimal = z
   .string()
   .regex(/^-?\d{1,40}(\.\d{1,20})?$/, 'must be a plain decimal number in quotes, such as "50000"');
@@ -137,6 +143,12 @@ const fieldClass = z.strictObject({
     .enum(['digits', 'alnum'])
     .optional()
     .describe('What counts when values are compared or indexed: digits, or letters and digits in upper case.'),
+  nonAscii: z
+    .enum(['refuse', 'fold'])
+    .optional()
+    .describe(
+      'Digits (and, of alnum, letters) outside ASCII: refused (where absent), or folded: decimal digits of every script count as 0-9, letters as they are. With "normalise" only; counts from the next key version.',
+    ),
   views: z
     .array(z.enum(views))
     .min(1)

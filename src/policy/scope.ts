@@ -6,6 +6,7 @@ export const fieldActions = [
   'encrypt',
   'decrypt',
   'reencrypt',
+  'move',
   'match',
   'search',
   'relay',
@@ -17,7 +18,7 @@ export type Action = (typeof fieldActions)[number] | (typeof plainActions)[numbe
 /** Rights of system principals only. `audit` may also be a tenant's own. */
 export const systemActions: ReadonlySet<string> = new Set(['rotate', 'destroy', 'approve', 'policy']);
 
-/** Actions that open an envelope. */
+/** Actions that open an envelope. `move` does not: it comes on top of `reencrypt`, which does. */
 export const openingActions: ReadonlySet<string> = new Set(['decrypt', 'match', 'reencrypt']);
 
 export interface Scope {

@@ -1,5 +1,5 @@
 /** How much of a value a view reveals. `exists` is answered without decrypting and never comes here. Pure. */
-import { normalise } from '../crypto/blind-index.ts';
+import { normalise, stripToAscii } from '../crypto/blind-index.ts';
 import type { FieldClass, View } from './field-class.ts';
 
 interface Revealed {
@@ -31,7 +31,8 @@ function bucketOf(value: string, edges: readonly string[]): string | undefined {
 }
 
 function last4Of(value: string, fieldClass: FieldClass): string | undefined {
-  const characters = [...normalise(fieldClass.normalise, value)];
+  const how = fieldClass.normalise;
+  const characters = [...(normalise(how, value) ?? stripToAscii(how, value))];
   return characters.length < last4CharactersMin ? undefined : characters.slice(-4).join('');
 }
 

@@ -2,9 +2,11 @@
  * The two statements that touch the customer's tables. Reading goes along the version index by key; writing is one
  * autocommitted statement, in which the application always wins:
  *
- *   1. lock the rows in key order, without waiting (`for no key update skip locked`)
- *   2. update those in which every column is still what was read
+ *   1. lock the rows in which every column is still what was read, in key order, without waiting (`for no key update
+ *      skip locked`)
+ *   2. update them
  *   3. fail as a whole if a column then holds something else than was sent
+ *   4. tell the rows that were locked and not updated: a trigger swallowed their update
  *
  * Nobody waits for us longer than one statement, and nothing that was written meanwhile is overwritten.
  */
@@ -91,7 +93,8 @@ export interface UpdateColumns {
 
 /**
  * The text of the update for these columns; the same for every batch. What was read is compared while the row is locked, in
- * its newest version; nobody can change it between that and the update.
+ * its newest version; nobody can change it between that and the update. So a row that was locked and comes back without an
+ * update was neither contended nor changed: only a trigger of the table can have dropped it.
  */
 export function updateSql(table: TableShape, { read, written }: UpdateColumns, skipLocked: boolean): string {
   const keys = table.key.map((_, i) => `k${i}`);
@@ -113,25 +116,33 @@ export function updateSql(table: TableShape, { read, written }: UpdateColumns, s
     with l as materialized (
       select i.*
       from ${tableName(table)} t
-      join unnest(${types.map((type, n) => `$${n + 1}::${type}[]`).join(', ')}) as i(${inputs.join(', ')})
+      join unnest(${types.map((type, n) => `$${n + 1}::${type}[]`).join(', ')}) with ordinality as i(${inputs.join(', ')}, place)
         on ${conditions.join(' and ')}
       order by ${table.key.map(({ name }) => `t.${q(name)}`).join(', ')}
       for no key update of t ${skipLocked ? 'skip locked' : ''}
+    ), u as (
+      update ${tableName(table)} t set ${written.map(assign).join(', ')}
+      from l where ${table.key.map(({ name }, i) => `t.${q(name)} = l.k${i}`).join(' and ')}
+      returning l.place, case when ${stored} then fieldkeep.fe_stored_otherwise(${quoteLiteral(table.address)}) end
     )
-    update ${tableName(table)} t set ${written.map(assign).join(', ')}
-    from l where ${table.key.map(({ name }, i) => `t.${q(name)} = l.k${i}`).join(' and ')}
-    returning ${keys.map((key) => `l.${key}::text`).join(', ')},
-      case when ${stored} then fieldkeep.fe_stored_otherwise(${quoteLiteral(table.address)}) end`;
+    select array(select place::int from l), array(select place::int from u)`; // no join: nothing is known of their sizes
 }
 
-/** Stores the changes whose rows are as they were read. Answers the keys of the rows that were updated. */
+/** What became of the changes whose rows were as they were read, and free. */
+export interface Stored {
+  readonly keys: readonly Key[];
+  /** Rows whose update a trigger of the table dropped without a word. */
+  readonly swallowed: readonly Key[];
+}
+
+/** Stores the changes whose rows are as they were read. */
 export async function writeBatch(
   db: Queryable,
   table: TableShape,
   columns: UpdateColumns,
   changes: readonly Change[],
   skipLocked: boolean,
-): Promise<Key[]> {
+): Promise<Stored> {
   const places = columns.written.map((column) => columns.read.indexOf(column));
   const values: unknown[] = [
     ...table.key.map((_, i) => changes.map((change) => change.key[i])),
@@ -139,6 +150,11 @@ export async function writeBatch(
     ...columns.read.map((_, i) => changes.map((change) => change.values[i])),
     ...places.map((i) => changes.map((change) => change.next[i])),
   ];
-  const { rows } = await db.query<string[]>({ text: updateSql(table, columns, skipLocked), values, rowMode: 'array' });
-  return rows.map((row) => row.slice(0, table.key.length));
+  const text = updateSql(table, columns, skipLocked);
+  const { rows } = await db.query<[locked: number[], updated: number[]]>({ text, values, rowMode: 'array' });
+  const [locked, updated] = rows[0]!;
+  const keyAt = (place: number) => changes[place - 1]!.key;
+  const done = new Set(updated);
+  const swallowed = locked.filter((place) => !done.has(place));
+  return { keys: updated.map(keyAt), swallowed: swallowed.map(keyAt) };
 }

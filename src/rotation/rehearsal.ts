@@ -5,7 +5,6 @@
  */
 import { open, seal } from '../crypto/aead.ts';
 import { DataKey } from '../crypto/data-key.ts';
-import { encodeContext } from '../crypto/context.ts';
 import { parseEnvelope } from '../crypto/envelope.ts';
 import { FieldkeepError } from '../errors.ts';
 import { getReadable } from '../keys/version.ts';
@@ -17,6 +16,7 @@ import { handOverMs, isSearchable, limitsOf, searchTokenTtlMs } from './phase.ts
 import { findPast, findTableSize, upsertRehearsal, type Past } from './rehearsal-store.ts';
 import type { Workshop } from './scan.ts';
 import type { Prediction } from './store.ts';
+import { getContext } from '../values/place.ts';
 import { rowsOf } from '../targets/targets.ts';
 import { columnsOf } from './work.ts';
 
@@ -53,9 +53,8 @@ async function tryValue(shop: Workshop, table: TableShape, column: RegisteredCol
   const found = shop.keyring.get(row.tenant ?? '', column.class, envelope.version);
   const key = found instanceof DataKey ? found : await found;
   if (key === undefined) throw new FieldkeepError('decryption_failed', 'There is no such key.');
-  const name = version.bind === 'column' ? '' : formatRow(row.key);
-  const place = { tenant: row.tenant ?? '', table: table.address, column: column.column, row: name };
-  const ctx = encodeContext(column.class, envelope.version, place);
+  const place = { tenant: row.tenant ?? '', table: table.address, column: column.column, row: formatRow(row.key) };
+  const ctx = getContext(version, place);
   seal(key, column.class, version.version, ctx, open(key, envelope, ctx), shop.policy.classes.get(column.class)!.padTo);
 }
 

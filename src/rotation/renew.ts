@@ -6,17 +6,17 @@
  * The row's context is what an agent would name: the table's address, the column, the key as Postgres spells it.
  */
 import { open, seal } from '../crypto/aead.ts';
-import { indexToken, normalise } from '../crypto/blind-index.ts';
-import { encodeContext } from '../crypto/context.ts';
 import type { DataKey } from '../crypto/data-key.ts';
 import { formatEnvelope, parseEnvelope } from '../crypto/envelope.ts';
 import { decryptionFailed, FieldkeepError } from '../errors.ts';
 import { follows } from '../keys/epoch.ts';
 import type { Keyring } from '../keys/keyring.ts';
-import { findIndexes, getActive, getReadable, type KeyState, type KeyVersion } from '../keys/version.ts';
+import { getActive, getReadable, type KeyState } from '../keys/version.ts';
 import type { FieldClass, RegisteredColumn } from '../policy/policy.ts';
 import type { Row } from './batch.ts';
 import { formatRow, type TableShape } from '../targets/catalog.ts';
+import { encodePlace, getContext, Unsealable, type Place } from '../values/place.ts';
+import { assertValue, makeTokens } from '../values/value.ts';
 import type { Failure } from './failure-store.ts';
 import { writtenBy, type RunKind } from './work.ts';
 
@@ -135,8 +135,7 @@ export class Renewer {
         columns.push(slot.column.column);
       } catch (error) {
         if (!(error instanceof SourceDiffers || error instanceof FieldkeepError) || isOutage(error)) throw error;
-        const code = error instanceof SourceDiffers ? 'source_differs' : error.code;
-        failures.push({ column: slot.column.column, row: name, code });
+        failures.push({ column: slot.column.column, row: name, code: codeOf(error) });
       }
     }
     return { columns, failures, ...(next !== undefined && { next }) };
@@ -186,14 +185,14 @@ export class Renewer {
     const version = versionOf(value);
     if (version === 0) return adopt && from === undefined ? this.#fill(slot, row, name, value, opened) : undefined;
     if (version < 0 || version >= (this.#state.families.get(family)?.active ?? 0)) return undefined;
-    return after(this.#open(slot, row, name, value), (plaintext) => this.#seal(slot, row, name, plaintext));
+    return after(this.#open(slot, row, name, value), (plaintext) => this.#seal(slot, row, name, plaintext, false));
   }
 
   /** Seals plaintext, if the row's tenant is one of those who are adopted. */
   #fill(slot: Slot, row: Row, name: string, text: string, opened: Opened): Maybe<Patch | undefined> {
     const { tenants } = slot.column;
     if (tenants !== undefined && !tenants.includes(row.tenant ?? '')) return undefined;
-    return this.#seal(slot, row, name, this.#readSource(slot, text, opened));
+    return this.#seal(slot, row, name, this.#readSource(slot, text, opened), true);
   }
 
   /** The plaintext that a source's text stands for. */
@@ -219,36 +218,27 @@ export class Renewer {
     const version = getReadable(this.#state, family, envelope.version);
     return after(this.#keyring.get(tenant, family, envelope.version), (key) => {
       if (key === undefined) throw decryptionFailed();
-      return open(key, envelope, this.#context(slot, version, tenant, name));
+      return open(key, envelope, encodePlace(version, this.#placeOf(slot, tenant, name)));
     });
   }
 
-  #context(slot: Slot, version: KeyVersion, tenant: string, row: string): Buffer {
-    const place = { tenant, table: this.#table.address, column: slot.column.column };
-    return encodeContext(version.family, version.version, { ...place, row: version.bind === 'column' ? '' : row });
+  #placeOf({ column }: Slot, tenant: string, row: string): Place {
+    return { tenant, table: this.#table.address, column: column.column, row };
   }
 
-  /** The new envelope and the tokens of the column's indexes. */
-  #seal(slot: Slot, row: Row, name: string, plaintext: string): Maybe<Patch> {
-    const tenant = getTenant(row);
+  /** The new envelope and the tokens of the column's indexes; a value that was not sealed before must be one for the API. */
+  #seal(slot: Slot, row: Row, name: string, plaintext: string, isNew: boolean): Maybe<Patch> {
+    const place = this.#placeOf(slot, getTenant(row), name);
     const active = getActive(this.#state, slot.column.class);
+    const ctx = getContext(active, place);
+    if (isNew) assertValue(active, place, plaintext);
     const { database } = this.#table;
-    return after(this.#keyring.getOrMake(tenant, active.family, active.version, database), (key: DataKey) => {
-      const ctx = this.#context(slot, active, tenant, name);
+    return after(this.#keyring.getOrMake(place.tenant, active.family, active.version, database), (key: DataKey) => {
       const envelope = seal(key, active.family, active.version, ctx, plaintext, slot.fieldClass.padTo);
-      return this.#patch(slot, formatEnvelope(envelope), this.#tokens(slot, active, key, tenant, plaintext));
-    });
-  }
-
-  /** In the order of the policy. */
-  #tokens({ column }: Slot, active: KeyVersion, key: DataKey, tenant: string, value: string): (string | null)[] {
-    const indexes = findIndexes(active, this.#table.address, column.column);
-    const normalised = indexes.length === 0 ? '' : normalise(active.normalise, value);
-    return column.index.map(({ name }) => {
-      const index = indexes.find((each) => each.name === name);
-      if (index === undefined) return null; // registered after the version was made: it counts from the next
-      const place = { tenant, table: index.table, column: index.column, index: name, bits: index.bits };
-      return indexToken(key, active.version, place, normalised) ?? null;
+      const tokens = makeTokens(key, active, place, plaintext);
+      // An index that was registered after the version was made counts from the next.
+      const inOrder = slot.column.index.map((index) => tokens.get(index.name) ?? null);
+      return this.#patch(slot, formatEnvelope(envelope), inOrder);
     });
   }
 
@@ -257,8 +247,13 @@ export class Renewer {
   }
 }
 
+function codeOf(error: SourceDiffers | FieldkeepError): string {
+  if (error instanceof Unsealable) return `${error.code}:${error.why}`;
+  return error instanceof FieldkeepError ? error.code : 'source_differs';
+}
+
 function getTenant({ tenant }: Row): string {
-  if (tenant === null || tenant === '') throw new FieldkeepError('request_invalid', 'The row has no tenant.');
+  if (tenant === null || tenant === '') throw new Unsealable('tenant_missing', 'The row has no tenant.');
   return tenant;
 }
 

@@ -2,6 +2,7 @@
  * Writes changes to a table of the customer's, in statements sized by how long they take. What may go away by itself (a
  * lock, a timeout, a deadlock, a serialization failure) is tried again with backoff and half as many rows. A row that the
  * database will not take (a constraint, a trigger, a type that cuts) is found by halving and told; the others are stored.
+ * A row whose update a trigger drops without a word is told, too.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { sqlState, type Queryable } from '../db.ts';
@@ -16,6 +17,8 @@ const refusedStates = /^(22|23|27|44|P0)/;
 const triesMax = 6;
 /** More rows than these refused at once are no odd rows: something is wrong with the table. */
 const refusedMax = 100;
+/** Stands where an SQLSTATE would: the row was locked as it was read, and the UPDATE came back without it. */
+export const swallowedState = 'no_row';
 
 export interface Destination {
   /** One connection: a statement that failed has let go of its rows before the next one looks at them. */
@@ -29,7 +32,7 @@ export interface Destination {
 export interface Written {
   /** Rows that were updated; others had been changed, or were locked. */
   readonly keys: readonly Key[];
-  /** Rows that the database did not take, and the SQLSTATE it gave. */
+  /** Rows that the database did not take, and the SQLSTATE it gave, or `swallowedState`. */
   readonly refused: readonly { readonly key: Key; readonly state: string }[];
   /** Spent in statements that stored something. */
   readonly ms: number;
@@ -41,6 +44,7 @@ export interface Written {
 export async function writeChanges(to: Destination, changes: readonly Change[], size: BatchSize): Promise<Written> {
   const keys: Key[] = [];
   const refused: { key: Key; state: string }[] = [];
+  const swallowed: Key[] = [];
   const waiting: (readonly Change[])[] = changes.length === 0 ? [] : [changes];
   let { skipLocked } = to;
   let [ms, tries, contended] = [0, 0, false];
@@ -49,7 +53,9 @@ export async function writeChanges(to: Destination, changes: readonly Change[], 
     if (slice.length < next.length) waiting.push(next.slice(slice.length));
     const started = performance.now();
     try {
-      for (const key of await writeBatch(to.db, to.table, to.columns, slice, skipLocked)) keys.push(key);
+      const stored = await writeBatch(to.db, to.table, to.columns, slice, skipLocked);
+      for (const key of stored.keys) keys.push(key);
+      for (const key of stored.swallowed) swallowed.push(key);
       const took = performance.now() - started;
       size.observe(slice.length, took);
       ms += took;
@@ -74,5 +80,6 @@ export async function writeChanges(to: Destination, changes: readonly Change[], 
       }
     }
   }
-  return { keys, refused, ms, contended };
+  const dropped = swallowed.map((key) => ({ key, state: swallowedState }));
+  return { keys, refused: [...refused, ...dropped], ms, contended };
 }

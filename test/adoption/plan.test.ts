@@ -47,7 +47,8 @@ describe('adoption/plan', () => {
     );
   }
   async function plan(column = register(), options: InspectOptions = {}): Promise<Finding[]> {
-    const findings = planAdoption(column, classOf(column.class), await inspectColumn(pool, column, options));
+    const fieldClass = classOf(column.class);
+    const findings = planAdoption(column, fieldClass, await inspectColumn(pool, column, { fieldClass, ...options }));
     assert.doesNotMatch(JSON.stringify(findings), /CANARY/);
     return findings;
   }

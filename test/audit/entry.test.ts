@@ -15,6 +15,7 @@ const texts = (...names: string[]) => Object.fromEntries(names.map((name) => [na
 const entries = fc.record(
   {
     ...texts('time', 'requestId', 'tenant', 'action', 'agent', 'person', 'class', 'view', 'purpose', 'table', 'column'),
+    ...texts('toTable', 'toColumn', 'toRowDigest'),
     ...texts('rowDigest', 'input', 'output', 'ruleId', 'policyVersion', 'code', 'itemsRoot'),
     v: fc.constant(1),
     decision: fc.constantFrom('allow', 'deny'),
@@ -27,6 +28,7 @@ const entries = fc.record(
 const items = fc.record(
   {
     ...texts('ref', 'class', 'view', 'table', 'column', 'rowDigest', 'input', 'output', 'code'),
+    ...texts('toTable', 'toColumn', 'toRowDigest'),
     outcome: fc.constantFrom('ok', 'denied', 'failed'),
     keyVersion: version,
   },

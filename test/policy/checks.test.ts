@@ -37,6 +37,11 @@ const crossChecks: [string, (file: PolicyFile) => void, string][] = [
   ['edges as texts', (f) => (f.classes['salary']!.edges = ['100000', '50000']), 'classes.salary.edges: must be asc'],
   ['no time', (f) => (f.classes['ssn']!.rotateEvery = 'P00M'), 'classes.ssn.rotateEvery: must be longer than nothing'],
   ['no time at all', (f) => (f.classes['ssn']!.rotateEvery = 'P0Y0DT0S'), 'classes.ssn.rotateEvery: must be longer'],
+  [
+    'folding what nothing normalises',
+    (f) => (f.classes['salary']!.nonAscii = 'fold'),
+    'classes.salary.nonAscii: counts with normalise only',
+  ],
   ['no scope', (f) => (f.agents['cx-agent']!.grants[0] = 'read:ssn'), 'agents.cx-agent.grants[0]: is not a scope'],
   [
     'a scope of no class',

@@ -22,7 +22,7 @@ describe('the batch statement', () => {
   const change = (rows: readonly Row[]): Change[] =>
     rows.map((row) => ({ ...row, next: [`new ${row.key[0]}`, 'b1.AA'] }));
   const write = (changes: readonly Change[], skipLocked = true) =>
-    writeBatch(target(), table(), { read: columns, written: columns }, changes, skipLocked);
+    writeBatch(target(), table(), { read: columns, written: columns }, changes, skipLocked).then(({ keys }) => keys);
   const values = async () => {
     const { rows } = await bench.owner.query<{ id: string; ssn: string }>(
       'select id, ssn from demo.employees order by id',

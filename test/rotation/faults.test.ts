@@ -122,7 +122,7 @@ describe('a run whose writes fail', () => {
         assert.equal(await openFor(bench.service, column, row.id!, text), want);
       }
       const value = valueOf('ssn', Number(row.id));
-      const token = value === null ? undefined : indexToken(key, active, place, normalise(how, value));
+      const token = value === null ? undefined : indexToken(key, active, place, normalise(how, value)!);
       assert.equal(row.ssn_eq, token ?? null, `the token of row ${row.id}`);
     }
   }

@@ -202,6 +202,8 @@ export class Application {
     const { normalise: how, indexes } = this.#keyring.state.families.get('ssn')!.versions.get(version)!;
     const { name, bits } = indexes[0]!;
     const key = (await this.#keyring.get(tenant, 'ssn', version))!;
-    return indexToken(key, version, { tenant, table, column: 'ssn', index: name, bits }, normalise(how, value)) ?? null;
+    return (
+      indexToken(key, version, { tenant, table, column: 'ssn', index: name, bits }, normalise(how, value)!) ?? null
+    );
   }
 }
