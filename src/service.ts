@@ -14,17 +14,17 @@ import { insertInstance } from './keys/instance-store.ts';
 import { startHeartbeat } from './keys/instances.ts';
 import { watchKeeper, type KeeperWatch } from './keys/keeper-watch.ts';
 import { Keyring } from './keys/keyring.ts';
-import { listMirrorWarnings, listTargets, mustBeNew } from './keys/mirror.ts';
+import { listTargets, mustBeNew } from './keys/mirror.ts';
 import { MirrorKeeper } from './keys/mirror-keeper.ts';
 import type { RootKeys } from './keys/root-keys.ts';
 import { raiseEpoch, type Wanted } from './keys/store.ts';
-import { findClosed } from './keys/version.ts';
 import { watchKeyState } from './keys/watch.ts';
 import type { Policy } from './policy/policy.ts';
 import { loadCatalog, type Catalog } from './targets/catalog.ts';
 import { Counts } from './rotation/counts.ts';
 import { openSources, type Sources } from './rotation/sources.ts';
 import { openReaders, openTargets, type Readers, type Targets } from './targets/targets.ts';
+import { within } from './within.ts';
 
 export interface Service {
   /** This process, in heartbeats, leases and the audit stream. */
@@ -60,6 +60,9 @@ export interface Service {
 
 /** Tables are made, altered and indexed while we run. */
 const catalogEveryMs = 15_000;
+
+/** Each step of closing. */
+const endMaxMs = 1_500;
 
 /** Vault may be sealed or away when we start. */
 const familiesEveryMs = 1_000;
@@ -136,14 +139,11 @@ export async function openService(options: ServiceOptions): Promise<Service> {
       stopLooking();
       stopMaking();
       keeper.stop();
-      await watch.stop();
-      await heartbeat.stop();
-      await audit.close();
-      await sequencer.stop();
+      // What a database that does not answer would hold up goes on without it.
+      await Promise.all([watch.stop(), heartbeat.stop(), audit.close()].map((end) => within(endMaxMs, end)));
+      await within(endMaxMs, sequencer.stop());
       keyring.close();
-      await targets.close();
-      await readers.close();
-      await pool.end();
+      await Promise.all([targets.close(), readers.close(), pool.end()].map((end) => within(endMaxMs, end)));
       rootKeys.close();
     },
   };
@@ -215,37 +215,4 @@ export async function adoptPolicy(service: Service, policy: Policy): Promise<voi
   await transaction(service.pool, raiseEpoch);
   await waitOutIntake(service.pool);
   await service.keyring.refresh();
-}
-
-export interface Health {
-  /** Why the service cannot take work now; empty when it can. */
-  readonly reasons: readonly string[];
-  /** What is wrong and does not keep it from answering yet. */
-  readonly warnings: readonly string[];
-}
-
-/** An outage of the keeper of root keys that is shorter than a key's life is a warning: every cached key still works. */
-export async function examine(service: Service): Promise<Health> {
-  const reasons: string[] = [];
-  const warnings: string[] = [];
-  if (service.draining) reasons.push('draining');
-  const { problem, lost } = service.keeper.state();
-  if (problem !== undefined) (lost ? reasons : warnings).push(problem);
-  for (const name of service.policy.classes.keys()) {
-    if (!service.keyring.serves(name)) continue;
-    const family = service.keyring.state.families.get(name);
-    if (family?.active !== undefined) continue;
-    // A compromised version is followed within seconds, and all but encrypting for this one class works meanwhile.
-    if (findClosed(family) === undefined) reasons.push(`no active key for ${name}`);
-    else warnings.push(`no active key for ${name} until its next version is ready`);
-  }
-  try {
-    await service.pool.query('select 1');
-    const told = await listMirrorWarnings(service.pool, service.policy.columns);
-    // An empty database beside mirrors that are not empty is one that was lost.
-    (service.keyring.state.families.size === 0 ? reasons : warnings).push(...told);
-  } catch {
-    reasons.push('the database does not answer');
-  }
-  return { reasons, warnings };
 }

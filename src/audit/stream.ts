@@ -15,6 +15,7 @@
 import { hash, randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { connect, toUnavailable, type Client, type Pool } from '../db.ts';
+import { describeError } from '../errors.ts';
 import * as store from './store.ts';
 
 type Connection = Awaited<ReturnType<typeof connect>>;
@@ -81,6 +82,8 @@ export async function storeWithin(tx: Client, line: string): Promise<void> {
 export class AuditStream {
   /** How often a group had to be looked for or sent again. */
   retries = 0;
+  /** The last time that a group could not be stored, when none could be since: SQLSTATE or errno, on performance.now(). */
+  failed: { readonly code: string; readonly at: number } | undefined;
   readonly stream: string;
   readonly #url: string;
   readonly #onError: (error: unknown) => void;
@@ -133,8 +136,10 @@ export class AuditStream {
             : { result: 'stale' };
         });
         if (stored.result === 'stored') this.#advance(group);
+        if (stored.result !== 'failed') this.failed = undefined;
         return stored;
       } catch (error) {
+        this.failed = { code: describeError(error).code ?? 'no connection', at: performance.now() };
         this.#onError(error);
         this.#drop();
         if (sentAt === undefined && !batch.isWanted()) return { result: 'failed' };
