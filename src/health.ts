@@ -84,7 +84,7 @@ async function examineDatabase(parts: Parts, findings: Findings): Promise<true> 
     (keyring.state.families.size === 0 ? reasons : warnings).push(...told);
     const { groups, seconds } = await findBacklog(pool);
     if (seconds > backlogSecondsMax || groups > backlogGroupsMax) {
-      const behind = `${groups} groups, the oldest for ${Math.round(seconds)} s`;
+      const behind = `${groups} ${groups === 1 ? 'group' : 'groups'}, the oldest for ${Math.round(seconds)} s`;
       warnings.push(`audit entries wait to be put in order (${behind}): look for errors in the log of the workers`);
     }
     await examineAudit(parts, findings);
