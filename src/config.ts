@@ -19,6 +19,8 @@ const environment = z.object({
   PORT: port.default(8443),
   HOST: z.string().min(1).default('localhost'),
   METRICS_PORT: port.default(0),
+  MAX_CONNECTIONS: z.coerce.number().int().min(16).max(100_000).optional(),
+  LAME_DUCK_SECONDS: z.coerce.number().min(0).max(8).default(3),
   FIELDKEEP_HOME: z.string().min(1).default('.fieldkeep'),
   FIELDKEEP_POLICY: z.string().min(1).default('keys-policy.json'),
   FIELDKEEP_EMBEDDED_ROOT_KEYS: z.enum(['allow', 'refuse']).optional(),
@@ -117,6 +119,10 @@ export interface Config {
   /** 0: any free port. */
   readonly metricsPort: number;
   readonly metricsHost: string;
+  /** Connections of clients at most; where absent, what the limit of descriptors has room for. */
+  readonly maxConnections?: number;
+  /** How long the port stays open after SIGTERM. */
+  readonly lameDuckMs: number;
   /** What this process does: answer agents, make keys and rotate, or both. */
   readonly role: 'api' | 'worker' | 'all';
   /** The classes that an api process serves, where not all. */
@@ -264,6 +270,7 @@ export function readConfig(variables: NodeJS.ProcessEnv): Config {
     host: env.HOST,
     metricsPort: env.METRICS_PORT,
     metricsHost: env.METRICS_HOST,
+    lameDuckMs: env.LAME_DUCK_SECONDS * 1000,
     role: env.ROLE,
     transitMount: env.VAULT_TRANSIT_MOUNT,
     targets,
@@ -275,7 +282,7 @@ export function readConfig(variables: NodeJS.ProcessEnv): Config {
     policyFile: resolve(env.FIELDKEEP_POLICY),
     logLevel: env.LOG_LEVEL,
     production: env.NODE_ENV === 'production',
-    ...present({ vault, families: env.FIELDKEEP_FAMILIES?.split(',') }),
+    ...present({ vault, families: env.FIELDKEEP_FAMILIES?.split(','), maxConnections: env.MAX_CONNECTIONS }),
     ...present({ databaseUrl: env.DATABASE_URL, databaseOwnerUrl: env.DATABASE_OWNER_URL }),
     ...present({ databaseWorkerUrl: env.DATABASE_WORKER_URL }),
     ...(env.TLS_CERT_FILE !== undefined && { tls: { certFile: env.TLS_CERT_FILE, keyFile: env.TLS_KEY_FILE! } }),

@@ -9,6 +9,7 @@ import { startPostgres } from './embedded/postgres.ts';
 import { describeError, StartupError } from './errors.ts';
 import { migrateQueues } from './jobs/queues.ts';
 import { isMigrated, listApiExcess, migrate, usualRole, type Roles } from './migrate.ts';
+import type { Step } from './stopping.ts';
 import type { TargetName } from './targets/targets.ts';
 
 export interface Database {
@@ -24,14 +25,14 @@ export interface Database {
 }
 
 /** `undo` is told how to stop a server that was started for it. */
-export async function openDatabase(config: Config, undo: (() => Promise<void> | void)[]): Promise<Database> {
+export async function openDatabase(config: Config, undo: Step[]): Promise<Database> {
   const { databaseUrl: url, databaseOwnerUrl: ownerUrl, rows, readers } = config;
   if (url !== undefined) {
     const urls = { apiUrl: url, workerUrl: config.databaseWorkerUrl ?? url, rows, readers, embedded: false };
     return ownerUrl === undefined ? urls : { ...urls, ownerUrl };
   }
   const postgres = await startPostgres({ home: config.home });
-  undo.push(() => postgres.stop());
+  undo.push({ what: 'Embedded Postgres', run: () => postgres.stop(), maxMs: 6_000 });
   return {
     ...postgres,
     rows: new Map<TargetName, string>([[undefined, postgres.rowsUrl], ...rows]),

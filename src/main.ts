@@ -1,28 +1,19 @@
 /**
  * Starts the service and stops it. The order is the whole content: each step needs the ones before it, and stopping
- * goes the other way round: no new requests, answers in flight, jobs, audit, database.
+ * goes the other way round: no new requests, answers in flight, jobs, audit, database. Stopping has its time, whatever hangs.
  */
-import { readFileSync, rmSync } from 'node:fs';
-import type { Server } from 'node:http';
-import type { Server as TlsServer } from 'node:https';
-import type { AddressInfo } from 'node:net';
+import { rmSync } from 'node:fs';
 import { setPriority } from 'node:os';
 import { join } from 'node:path';
 import { destination, pino, type Logger } from 'pino';
-import { countLost } from './audit/loss-store.ts';
 import { readConfig, type Config } from './config.ts';
 import { selfTest } from './crypto/self-test.ts';
+import { watchDisk } from './disk.ts';
 import { greet, writeExamples } from './embedded/greeting.ts';
 import { openHome, writePrivate, type Home } from './embedded/home.ts';
-import { openIssuer } from './embedded/issuer.ts';
-import { ensureTls } from './embedded/tls.ts';
 import { describeError, StartupError } from './errors.ts';
-import { createApp } from './http/app.ts';
-import { createAuthenticator } from './http/authenticate.ts';
-import type { Edge } from './http/exchange.ts';
-import { createMetrics, exposeFigures, exposeSamples, listenInside, type Metrics } from './http/metrics.ts';
+import { openFront, requestDeadlineMs, type Front } from './front.ts';
 import { newRequestId } from './http/request-id.ts';
-import { createHttpsServer, drain } from './http/server.ts';
 import { openBoss } from './jobs/queues.ts';
 import { startWorkers, type Workers } from './jobs/workers.ts';
 import { openEmbeddedRootKeys } from './keys/embedded.ts';
@@ -32,79 +23,28 @@ import { listExcessRights } from './keys/vault-rights.ts';
 import { auditFamily } from './keys/version.ts';
 import { checkLogins, migrateAll, openDatabase, type Database } from './logins.ts';
 import { bindOperations, operate } from './operations/all.ts';
-import { refuse } from './operations/perform.ts';
 import { readPolicy, watchPolicy } from './policy-watch.ts';
-import { readRetirementFigures, retirementFigures } from './retirement/figures.ts';
-import { readFigures, rotationFigures } from './rotation/figures.ts';
 import { openSources } from './rotation/sources.ts';
-import {
-  adoptPolicy,
-  examine,
-  openService,
-  type Health,
-  type Service,
-  type ServiceOptions,
-  type ServiceRole,
-} from './service.ts';
 import type { Policy } from './policy/policy.ts';
+import { adoptPolicy, openService, type Service, type ServiceOptions, type ServiceRole } from './service.ts';
+import type { Services } from './services.ts';
+import { undoAll, type Step } from './stopping.ts';
 
-const requestDeadlineMs = 10_000;
-const drainMaxMs = 15_000;
-const tlsLookEveryMs = 5_000;
+/** From the signal to the end of the process, whatever hangs. */
+const stopMaxMs = 15_000;
+/** Of that, for the end itself, when a step did not end in its time. */
+const endingMs = 500;
 const rightsEveryMs = 5_000;
 /** Of a worker beside others on its machine; 0 is usual, 19 is the least. */
 const workerNiceness = 10;
 
-/** What has to be undone, newest first. */
-type Undo = () => Promise<void> | void;
-
-function listen(server: Server, port: number, host: string): Promise<number> {
-  return new Promise((resolve, reject) => {
-    server.once('error', (error: NodeJS.ErrnoException) => {
-      const why = error.code === 'EADDRINUSE' ? 'is taken by another program' : `cannot be used (${error.code})`;
-      reject(new StartupError(`Port ${port} on ${host} ${why}. Set PORT to another one.`));
-    });
-    server.listen(port, host, () => resolve((server.address() as AddressInfo).port));
-  });
-}
-
-async function readTls(config: Config): Promise<{ cert: string; key: string }> {
-  if (config.tls === undefined) return await ensureTls(config.home);
-  try {
-    return { cert: readFileSync(config.tls.certFile, 'utf8'), key: readFileSync(config.tls.keyFile, 'utf8') };
-  } catch {
-    throw new StartupError('The files of TLS_CERT_FILE and TLS_KEY_FILE cannot be read.');
-  }
-}
-
-/** Takes in a renewed certificate without a restart; files that do not fit leave the old one in use. */
-function watchTls(config: Config, server: TlsServer, log: Logger): NodeJS.Timeout | undefined {
-  if (config.tls === undefined) return undefined;
-  let current: string | undefined;
-  const look = async () => {
-    try {
-      const files = await readTls(config);
-      const text = files.cert + files.key;
-      if (current !== undefined && text !== current) {
-        server.setSecureContext({ ...files, minVersion: 'TLSv1.3' });
-        log.warn('A new TLS certificate is in use.');
-      }
-      current = text;
-    } catch (error) {
-      log.error({ error: describeError(error) }, 'The TLS files are not right; the last certificate stays in use.');
-    }
-  };
-  void look();
-  return setInterval(() => void look(), tlsLookEveryMs);
-}
-
-async function startJobs(service: Service, databaseUrl: string, undo: Undo[]): Promise<Workers> {
+async function startJobs(service: Service, databaseUrl: string, undo: Step[]): Promise<Workers> {
   const onError = (error: unknown) =>
     service.log.warn({ error: describeError(error) }, 'A background job failed; it is tried again.');
   const boss = await openBoss(databaseUrl, onError);
   const workers = await startWorkers(boss, () => service, onError);
   service.wake = () => workers.wake();
-  undo.push(() => workers.stop());
+  undo.push({ what: 'The jobs', run: () => workers.stop(), maxMs: 5_000 });
   return workers;
 }
 
@@ -119,7 +59,7 @@ async function openRootKeys(
 }
 
 /** Says so when this process's token may do more at Vault than its duty asks for; waits until Vault can be asked. */
-function watchRights(config: Config, { vault, session }: Partial<VaultRootKeys>, service: Service): Undo {
+function watchRights(config: Config, { vault, session }: Partial<VaultRootKeys>, service: Service): () => void {
   const { role, families } = config;
   if (vault === undefined || session === undefined || role === 'all') return () => undefined;
   const { mount } = config.vault!;
@@ -140,78 +80,17 @@ function watchRights(config: Config, { vault, session }: Partial<VaultRootKeys>,
   return () => clearInterval(timer);
 }
 
-interface Listening {
-  /** Absent in a worker, which faces nobody. */
-  readonly url?: string;
-  readonly metricsUrl: string;
-}
-
-async function startInside(services: Services, metrics: Metrics, config: Config, undo: Undo[]): Promise<Listening> {
-  const { worker, all } = services;
-  const { rootKeys, keeper } = all[0];
-  const isVault = rootKeys.kind === 'vault';
-  exposeFigures(metrics, () => ({
-    ...rootKeys.figures(),
-    ...(isVault && { vault_up: keeper.state().problem === undefined ? 1 : 0 }),
-    key_unwraps_total: all.reduce((sum, { keyring }) => sum + keyring.unwraps, 0),
-    audit_groups_lost_total: all.reduce((sum, { audit }) => sum + audit.losses.lost, 0),
-    audit_groups_resent_total: all.reduce((sum, { audit }) => sum + audit.losses.resent, 0),
-    audit_streams_diverged_total: all.reduce((sum, { audit }) => sum + audit.losses.diverged, 0),
-  }));
-  exposeSamples(
-    metrics,
-    'audit',
-    { audit_lost_groups: { text: 'Groups of audit entries that are recorded as lost, in any process.', labels: [] } },
-    async () => [{ name: 'audit_lost_groups', labels: {}, value: await countLost(all[0].pool) }],
-  );
-  if (worker !== undefined) {
-    exposeSamples(metrics, 'rotations', rotationFigures, () => readFigures(worker.pool, worker.keyring.state));
-    exposeSamples(metrics, 'retirement', retirementFigures, () => readRetirementFigures(worker));
-  }
-  const { metricsPort: port, metricsHost: host } = config;
-  const server = await listenInside({ registry: metrics.registry, health: () => examineAll(services), port, host });
-  undo.push(() => void server.close());
-  const near = host === '0.0.0.0' || host === '::' ? '127.0.0.1' : host;
-  return { metricsUrl: `http://${near}:${(server.address() as AddressInfo).port}/metrics` };
-}
-
-async function startHttp(
-  services: Services,
-  service: Service,
-  metrics: Metrics,
-  config: Config,
-  undo: Undo[],
-): Promise<string> {
-  const edge: Edge = { log: service.log, metrics, requestDeadlineMs, draining: false };
-  const issuer = await openIssuer(config.home);
-  const app = createApp(edge, {
-    operations: bindOperations(service),
-    authenticate: createAuthenticator({ policy: () => service.policy, localKeys: issuer.jwks, log: service.log }),
-    policy: () => service.policy,
-    refuse: (refusal) => refuse(service, refusal),
-    health: () => examineAll(services),
-  });
-  const server = createHttpsServer(await readTls(config), app);
-  const port = await listen(server, config.port, config.host);
-  const tlsTimer = watchTls(config, server, service.log);
-  undo.push(async () => {
-    for (const each of services.all) each.draining = true;
-    clearInterval(tlsTimer);
-    await drain(server, edge, drainMaxMs);
-  });
-  return `https://${config.host}:${port}`;
-}
-
-function writeRuntime(home: Home, listening: Listening, database: Database, undo: Undo[]): void {
+function writeRuntime(home: Home, { url, metricsUrl }: Front, database: Database, undo: Step[]): void {
   const file = join(home.path, 'runtime.json');
   const runtime = {
     pid: process.pid,
-    ...listening,
-    ...(database.embedded && { databaseUrl: database.ownerUrl! }),
+    ...(url !== undefined && { url }),
+    metricsUrl,
+    ...(database.embedded && { databaseUrl: database.ownerUrl }),
     startedAt: new Date().toISOString(),
   };
   writePrivate(file, JSON.stringify(runtime, null, 2));
-  undo.push(() => rmSync(file, { force: true }));
+  undo.push({ what: 'runtime.json', run: () => rmSync(file, { force: true }) });
 }
 
 /** An encrypt call as an agent of the demo's tenant, decided and audited like one from outside. */
@@ -230,25 +109,17 @@ function encryptAs(service: Service): (agent: string, body: object) => Promise<u
   };
 }
 
-/** One service a duty; where one login has both, one service. */
-interface Services {
-  /** Absent in a worker, which faces nobody. */
-  readonly api?: Service;
-  readonly worker?: Service;
-  readonly all: readonly [Service, ...Service[]];
-}
-
 type Parts = Omit<ServiceOptions, 'databaseUrl' | 'role' | 'ownsRootKeys'>;
 
 /** The worker first: it makes the keys that the api needs. */
-async function openServices(config: Config, database: Database, parts: Parts, undo: Undo[]): Promise<Services> {
+async function openServices(config: Config, database: Database, parts: Parts, undo: Step[]): Promise<Services> {
   const open = async (role: ServiceRole, databaseUrl: string) => {
     const service = await openService({ ...parts, databaseUrl, role, operate, ownsRootKeys: false });
-    undo.push(() => service.close());
+    undo.push({ what: `The service (${role})`, run: () => service.close(), maxMs: 5_000 });
     return service;
   };
   const { apiUrl, workerUrl } = database;
-  undo.push(() => parts.rootKeys.close());
+  undo.push({ what: 'The root keys', run: () => parts.rootKeys.close() });
   if (config.role === 'all' && apiUrl === workerUrl) {
     const both = await open('all', apiUrl);
     return { api: both, worker: both, all: [both] };
@@ -259,21 +130,17 @@ async function openServices(config: Config, database: Database, parts: Parts, un
   return { all, ...(api !== undefined && { api }), ...(worker !== undefined && { worker }) };
 }
 
-async function examineAll({ all }: Services): Promise<Health> {
-  const found = await Promise.all(all.map(examine));
-  const join = (what: keyof Health) => [...new Set(found.flatMap((each) => each[what]))];
-  return { reasons: join('reasons'), warnings: join('warnings') };
-}
-
-async function start(undo: Undo[]): Promise<void> {
+async function start(undo: Step[]): Promise<void> {
   const config = readConfig(process.env);
   const policy = readPolicy(config.policyFile);
   const stream = destination({ fd: 1, sync: true, minLength: 0 });
   const log = pino({ level: config.logLevel, base: null }, stream);
   await selfTest();
   const home = openHome(config.home);
-  undo.push(() => home.release());
+  undo.push({ what: 'The state folder', run: () => home.release() });
   const database = await openDatabase(config, undo);
+  const disk = database.embedded ? await watchDisk(config.home) : undefined;
+  undo.push({ what: 'The look at the disk', run: () => disk?.stop() });
   await migrateAll(config, database, log);
   await checkLogins(config, database, log);
   const { role, families, targets } = config;
@@ -284,43 +151,45 @@ async function start(undo: Undo[]): Promise<void> {
   const { rows, readers } = database;
   const parts = { targets, rows, readers, sources, rootKeys, policy, log, ...(families !== undefined && { families }) };
   const services = await openServices(config, database, parts, undo);
-  undo.push(watchRights(config, keeper, services.all[0]));
+  undo.push({ what: 'The look at rights', run: watchRights(config, keeper, services.all[0]) });
   const adopt = async (next: Policy) => {
     await Promise.all(services.all.map((each) => adoptPolicy(each, next)));
   };
   const watch = watchPolicy(config.policyFile, policy.version, adopt, log);
   for (const each of services.all) each.policyWatch = watch;
-  undo.push(() => watch.stop());
-  const metrics = createMetrics();
-  const inside = await startInside(services, metrics, config, undo);
-  const url = services.api && (await startHttp(services, services.api, metrics, config, undo));
-  const listening = { ...inside, ...(url !== undefined && { url }) };
+  undo.push({ what: 'The look at the policy', run: () => watch.stop() });
   if (role === 'worker') setPriority(workerNiceness); // nobody waits for it as an agent waits for an answer
   if (services.worker !== undefined) await startJobs(services.worker, database.workerUrl, undo);
-  writeRuntime(home, listening, database, undo);
-  const ready = services.api !== undefined && (await examineAll(services)).reasons.length === 0;
-  const examples = ready && (await writeExamples(encryptAs(services.api), home.path));
-  process.stdout.write(greet({ ...listening, config, embedded: database.embedded, examples }));
+  const front = await openFront(services, config, disk, undo);
+  writeRuntime(home, front, database, undo);
+  const { api } = services;
+  const examples =
+    api !== undefined &&
+    (await front.health()).reasons.length === 0 &&
+    (await writeExamples(encryptAs(api), home.path));
+  process.stdout.write(greet({ ...front, config, embedded: database.embedded, examples }));
 }
 
-async function stop(undo: Undo[]): Promise<void> {
-  for (const each of undo.splice(0).reverse()) await each();
+const say = (sentence: string) => void process.stderr.write(`${sentence}\n`);
+
+/** Ends the process in its time, also when what has to be undone does not. */
+async function stop(undo: Step[], signal: string): Promise<void> {
+  setTimeout(() => process.exit(1), stopMaxMs);
+  const wrong = await undoAll(undo, signal, stopMaxMs - endingMs, say);
+  if (wrong.length > 0) process.exitCode = 1;
+  process.exit();
 }
 
 function fail(error: unknown): void {
   process.exitCode = 1;
-  const sentence =
-    error instanceof StartupError ? error.message : `The service failed: ${JSON.stringify(describeError(error))}`;
-  process.stderr.write(`${sentence}\n`);
+  say(error instanceof StartupError ? error.message : `The service failed: ${JSON.stringify(describeError(error))}`);
 }
 
-const undo: Undo[] = [];
+const undo: Step[] = [];
 let stopping: Promise<void> | undefined;
 const end = (signal: string) => {
-  process.stderr.write(`${signal}: answering what is in flight, then stopping.\n`);
-  stopping ??= stop(undo)
-    .catch(fail)
-    .finally(() => process.exit());
+  say(`${signal}: answering what is in flight, then stopping.`);
+  stopping ??= stop(undo, signal);
 };
 process.on('SIGTERM', end).on('SIGINT', end);
 // Whoever read our output may leave (`npm start | head`): that is no reason to end in the middle of a request.
@@ -328,7 +197,8 @@ for (const stream of [process.stdout, process.stderr]) stream.on('error', () => 
 try {
   await start(undo);
 } catch (error) {
-  fail(error);
-  if (stopping === undefined) await stop(undo).catch(fail);
-  process.exit();
+  if (stopping === undefined) {
+    fail(error);
+    await (stopping = stop(undo, ''));
+  }
 }

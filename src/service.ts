@@ -19,20 +19,20 @@ import { upsertHeartbeat } from './keys/instance-store.ts';
 import { startHeartbeat } from './keys/instances.ts';
 import { watchKeeper, type KeeperWatch } from './keys/keeper-watch.ts';
 import { Keyring } from './keys/keyring.ts';
-import { listMirrorWarnings, listTargets } from './keys/mirror.ts';
+import { listTargets } from './keys/mirror.ts';
 import { MirrorKeeper } from './keys/mirror-keeper.ts';
 import { NewTenants } from './keys/new-tenants.ts';
 import type { RootKeys } from './keys/root-keys.ts';
 import { raiseEpoch, type Wanted } from './keys/store.ts';
-import { findClosed } from './keys/version.ts';
 import { watchKeyState } from './keys/watch.ts';
 import type { Policy } from './policy/policy.ts';
 import { present } from './present.ts';
 import { loadCatalog, loadPublished, type Catalog } from './targets/catalog.ts';
 import { Counts } from './rotation/counts.ts';
-import { describeSkew, PolicyStanding, putInForce } from './rotation/in-force.ts';
+import { mayWork, PolicyStanding, putInForce } from './rotation/in-force.ts';
 import { openSources, type Sources } from './rotation/sources.ts';
 import { noTargets, openReaders, openTargets, type Readers, type TargetName, type Targets } from './targets/targets.ts';
+import { within } from './within.ts';
 
 /** What a service does: answers agents, or works on keys, runs and rows; a service in a test does both. */
 export type ServiceRole = 'api' | 'worker' | 'all';
@@ -79,6 +79,9 @@ const waitingEveryMs = 1_000;
 
 /** A start waits this long for the mirrors of the targets. */
 const startMaxMs = 2_000;
+
+/** Each step of closing. */
+const endMaxMs = 1_500;
 
 export interface ServiceOptions {
   readonly databaseUrl: string;
@@ -177,14 +180,11 @@ export async function openService(options: ServiceOptions): Promise<Service> {
       stopMaking();
       await taker?.stop();
       keeper.stop();
-      await watch.stop();
-      await heartbeat.stop();
-      await audit.close();
-      await sequencer?.stop();
+      // What a database that does not answer would hold up goes on without it.
+      await Promise.all([watch.stop(), heartbeat.stop(), audit.close()].map((end) => within(endMaxMs, end)));
+      await within(endMaxMs, sequencer?.stop());
       keyring.close();
-      await targets.close();
-      await readers.close();
-      await pool.end();
+      await Promise.all([targets.close(), readers.close(), pool.end()].map((end) => within(endMaxMs, end)));
       if (options.ownsRootKeys !== false) rootKeys.close();
     },
   };
@@ -192,13 +192,19 @@ export async function openService(options: ServiceOptions): Promise<Service> {
   const stopStanding = standing.keep(() => service, warn('It could not be found out which policy is in force.'));
   const stopMaking = isWorker ? await beginMaking(service, warn) : () => undefined;
   const newTenants = new NewTenants();
+  // A worker with another policy than the one in force leaves a call to one that goes by it.
+  const mayTake = async (call: AskedCall) => call.name === makeKeyCall || (await mayWork(service));
   const perform = async (call: AskedCall): Promise<Answer> => {
     if (call.name === makeKeyCall) return await makeWanted(service, newTenants, call.content as Wanted);
     if (options.operate !== undefined) return await options.operate(service, call);
     throw new FieldkeepError('internal', 'This worker takes no calls.');
   };
   const taker: Taker | undefined = isWorker
-    ? startTaking(service, perform, warn('A call that an api process asked could not be taken; trying again.'))
+    ? startTaking(
+        service,
+        { mayTake, perform },
+        warn('A call that an api process asked could not be taken; trying again.'),
+      )
     : undefined;
   wakeTaker = () => taker?.wake();
   const stopLooking = keepCatalog(service, warn('The registered tables could not be looked at.'));
@@ -330,39 +336,4 @@ export async function adoptPolicy(service: Service, policy: Policy): Promise<voi
   await service.keyring.refresh();
   await service.standing.look(service);
   await lookAtTables(service);
-}
-
-export interface Health {
-  /** Why the service cannot take work now; empty when it can. */
-  readonly reasons: readonly string[];
-  /** What is wrong and does not keep it from answering yet. */
-  readonly warnings: readonly string[];
-}
-
-/** An outage of the keeper of root keys that is shorter than a key's life is a warning: every cached key still works. */
-export async function examine(service: Service): Promise<Health> {
-  const reasons: string[] = [];
-  const warnings: string[] = [];
-  if (service.draining) reasons.push('draining');
-  const { problem, lost } = service.keeper.state();
-  if (problem !== undefined) (lost ? reasons : warnings).push(problem);
-  if (service.standing.outdated !== undefined) reasons.push(service.standing.outdated);
-  for (const name of service.policy.classes.keys()) {
-    if (!service.keyring.serves(name)) continue;
-    const family = service.keyring.state.families.get(name);
-    if (family?.active !== undefined) continue;
-    // A compromised version is followed within seconds, and all but encrypting for this one class works meanwhile.
-    if (findClosed(family) === undefined) reasons.push(`no active key for ${name}`);
-    else warnings.push(`no active key for ${name} until its next version is ready`);
-  }
-  try {
-    if (await service.keyring.isAhead()) reasons.push('the database was replaced: key state is being loaded again');
-    const told = await listMirrorWarnings(service.pool, service.policy.columns);
-    // An empty database beside mirrors that are not empty is one that was lost.
-    (service.keyring.state.families.size === 0 ? reasons : warnings).push(...told);
-    warnings.push(...(await describeSkew(service.pool)));
-  } catch {
-    reasons.push('the database does not answer');
-  }
-  return { reasons, warnings };
 }

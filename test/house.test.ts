@@ -13,7 +13,8 @@ const depthMax = 2;
 
 /** From left to right: a file imports only from its own place and from places before it. Places of one row do not mix. */
 const order: readonly (readonly string[])[] = [
-  ['errors', 'log', 'present'],
+  ['errors', 'log', 'present', 'within'],
+  ['disk', 'stopping'],
   ['crypto'],
   ['policy'],
   ['db'],
@@ -27,9 +28,11 @@ const order: readonly (readonly string[])[] = [
   ['config'],
   ['embedded'],
   ['policy-watch', 'service'],
+  ['services'],
+  ['health'],
   ['operations'],
   ['http', 'jobs'],
-  ['logins'],
+  ['front', 'logins'],
   ['main'],
   ['scripts'],
 ];
@@ -38,6 +41,7 @@ const order: readonly (readonly string[])[] = [
 const owners: Readonly<Record<string, readonly string[]>> = {
   '@peculiar/webcrypto': ['src/crypto/webcrypto.ts', 'src/embedded/tls.ts'], // the latter gives it to @peculiar/x509
   '@peculiar/x509': ['src/embedded/tls.ts'],
+  'rate-limiter-flexible': ['src/http/refusals.ts'],
   'reflect-metadata': ['src/embedded/tls.ts'],
   canonicalize: ['src/crypto/canonical.ts'],
   cron: ['src/jobs/'],

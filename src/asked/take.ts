@@ -20,8 +20,12 @@ interface Parts {
   readonly instanceId: string;
 }
 
-/** Does what a call asks. Errors become its answer. */
-export type Perform = (call: AskedCall) => Promise<Answer>;
+interface Duty {
+  /** Whether this worker is one to do it now; otherwise another one takes the call. */
+  readonly mayTake: (call: AskedCall) => Promise<boolean>;
+  /** Does what a call asks. Errors become its answer. */
+  readonly perform: (call: AskedCall) => Promise<Answer>;
+}
 
 export interface Taker {
   /** Looks now. */
@@ -37,7 +41,7 @@ function answerOf(error: unknown): Answer {
   return { error: { code: 'internal', detail: 'The request could not be completed.', extras: {} } };
 }
 
-export function startTaking(parts: Parts, perform: Perform, onError: (error: unknown) => void): Taker {
+export function startTaking(parts: Parts, { mayTake, perform }: Duty, onError: (error: unknown) => void): Taker {
   const { pool, keyring, instanceId } = parts;
   const working = new Set<Promise<void>>();
   let stopped = false;
@@ -78,7 +82,7 @@ export function startTaking(parts: Parts, perform: Perform, onError: (error: unk
     for (const stored of await listUntaken(pool, atOnceMax * 4)) {
       if (stopped) return;
       const call = await admit(stored);
-      if (call === undefined) continue;
+      if (call === undefined || !(await mayTake(call))) continue;
       while (working.size >= atOnceMax) await Promise.race(working);
       const job: Promise<void> = work(stored, call)
         .catch(onError)

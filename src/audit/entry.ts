@@ -43,7 +43,7 @@ export interface Entry {
   /** The problem's code, when the outcome is not ok. */
   code?: string;
   keyVersion?: number;
-  /** Items in the batch. */
+  /** Items in the batch; of an `authenticate` entry, the refusals that it stands for. */
   count?: number;
   itemsRoot?: string;
 }

@@ -121,6 +121,17 @@ export class AuditLog {
     return this.#stream.losses;
   }
 
+  /** How full the queue is, 0 to 1, and the stream's last failure when nothing could be stored since. */
+  get state(): { readonly fill: number; readonly failed: AuditStream['failed'] } {
+    const fill = Math.max(this.#queue.length / queueAppendsMax, this.#queuedChars / queueCharsMax);
+    return { fill, failed: this.#stream.failed };
+  }
+
+  /** Appends that wait for their commit. */
+  get queued(): number {
+    return this.#queue.length;
+  }
+
   /**
    * Resolves once the records are durable, all in one commit; `writes` (run once at most) is part of that commit and may
    * raise the epoch. Rejects with StaleEpoch, with what `writes` threw, or with `audit_unavailable`: after that nothing

@@ -13,6 +13,7 @@
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { connect, toUnavailable, type Client, type Pool } from '../db.ts';
+import { describeError } from '../errors.ts';
 import { isSameEpoch, type Epoch } from '../keys/epoch.ts';
 import { lockEpoch, readEpoch } from '../keys/epoch-store.ts';
 import { Chain, trim, type Content, type Group } from './chain.ts';
@@ -74,6 +75,8 @@ export async function storeWithin(tx: Client, line: string): Promise<void> {
 export class AuditStream {
   /** How often a group had to be looked for or sent again. */
   retries = 0;
+  /** The last time that a group could not be stored, when none could be since: SQLSTATE or errno, on performance.now(). */
+  failed: { readonly code: string; readonly at: number } | undefined;
   /** Groups that were acknowledged and are lost or had to be stored again; streams in which the database had others. */
   readonly losses = { lost: 0, resent: 0, diverged: 0 };
   readonly #url: string;
@@ -148,8 +151,10 @@ export class AuditStream {
         if (stored.result === 'stored') this.#advance();
         // Another epoch, or another server behind the same connection, or a loss that somebody has recorded.
         if (stored.result === 'stale') this.#comparedWith = undefined;
+        if (stored.result !== 'failed') this.failed = undefined;
         return stored;
       } catch (error) {
+        this.failed = { code: describeError(error).code ?? 'no connection', at: performance.now() };
         this.#onError(error);
         this.#drop();
         if (this.#sent === undefined && !batch.isWanted()) return { result: 'failed' };

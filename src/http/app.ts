@@ -3,29 +3,22 @@
  *
  *     route → authenticate (401) → body (413, 415, 400) → operation (403, 404, …) → still fresh? → answer
  *
- * A request that is refused on the way leaves its audit entry before it is answered; the operation does that for the
- * rest. Nothing is read of a body before it is known who sent it. Express routes and no more: answers are written by
+ * A request that is refused on the way is audited before it is answered (refusals.ts says how); the operation does that
+ * for the rest. Nothing is read of a body before it is known who sent it. Express routes and no more: answers are written by
  * exchange.ts, with the same headers for every one, and Express's own error page is never reached.
  */
 import express, { type ErrorRequestHandler, type Express, type Request, type RequestHandler } from 'express';
 import { FieldkeepError } from '../errors.ts';
 import type { Call, Result } from '../operations/perform.ts';
-import type { Principal } from '../policy/access.ts';
-import type { Health } from '../service.ts';
+import type { Health } from '../health.ts';
 import type { Authenticate } from './authenticate.ts';
 import { checkBodyHeaders, hasBody, parseJson, readBody, refuseBody, RequestAborted } from './body.ts';
+import { welcome } from './door.ts';
 import { Exchange, type Edge } from './exchange.ts';
 import { describeApi } from './openapi.ts';
+import type { Refusal } from './refusals.ts';
 import { routes, type OperationName, type Route } from './routes.ts';
 import { checkBody, checkParams, checkQuery } from './schemas.ts';
-
-export interface Refusal {
-  readonly requestId: string;
-  readonly action: string;
-  /** Absent when nobody was authenticated. */
-  readonly principal?: Principal;
-  readonly error: FieldkeepError;
-}
 
 /** What is behind the HTTP edge. */
 export interface Backend {
@@ -33,7 +26,7 @@ export interface Backend {
   readonly authenticate: Authenticate;
   /** The policy that callers are authenticated by; another object means another policy. */
   readonly policy?: () => object;
-  /** Writes the audit entry of an attempt that never became an operation. Errors: `audit_unavailable`. */
+  /** Has an attempt that never became an operation audited. Errors: `audit_unavailable`, `rate_limited`. */
   refuse(refusal: Refusal): Promise<void>;
   /** Whether the service can take work now. */
   health(): Promise<Health> | Health;
@@ -120,7 +113,7 @@ function handle(edge: Edge, backend: Backend, route: Route): RequestHandler {
       call = await admit(backend, route, exchange, req);
       if (backend.policy?.() !== policy) call = await admitAgain(backend, req, call); // a body may take its time
     } catch (error) {
-      return refuse(backend, route, exchange, error);
+      return refuse(backend, route, exchange, req, error);
     }
     try {
       policy = backend.policy?.();
@@ -138,6 +131,8 @@ async function admit(backend: Backend, route: Route, exchange: Exchange, req: Re
   const pending = backend.authenticate(req);
   const { principal, known } = pending instanceof Promise ? await pending : pending;
   exchange.principal = principal;
+  exchange.known = known;
+  if (known) welcome(req.socket);
   const body = await admitBody(route, exchange, req);
   const query = checkQuery(route.query, req.url);
   const params = checkParams(req.params as Record<string, string>);
@@ -187,15 +182,17 @@ function readKey(req: Request, name: 'Idempotency-Key' | 'Approval-Id'): string 
   throw new FieldkeepError('request_invalid', `${name}: 1 to 128 visible ASCII characters.`);
 }
 
-/** Answers a request that became no call, once its entry is durable; without the entry it is a 503. */
-async function refuse(backend: Backend, route: Route, exchange: Exchange, error: unknown): Promise<void> {
+/** Answers a request that became no call, once it is audited; without that it is a 503, and a 429 where there are too many. */
+async function refuse(backend: Backend, route: Route, exchange: Exchange, req: Request, error: unknown): Promise<void> {
   if (error instanceof RequestAborted) return exchange.abandon();
   const internal = new FieldkeepError('internal', 'The request could not be read.');
-  const { requestId, principal } = exchange;
+  const { requestId, principal, known } = exchange;
   try {
     await backend.refuse({
       requestId,
       action: route.action,
+      known,
+      address: req.socket.remoteAddress,
       error: error instanceof FieldkeepError ? error : internal,
       ...(principal !== undefined && { principal }),
     });

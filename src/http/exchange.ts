@@ -30,6 +30,8 @@ export class Exchange {
   readonly startedAt = performance.now();
   readonly deadline: number;
   principal: Principal | undefined;
+  /** Whether the policy knows the principal. */
+  known = false;
   /** While the body is awaited, the deadline ends the waiting. (A flag: a closure kept here per request cost 10 µs.) */
   reading = false;
   readonly #edge: Edge;

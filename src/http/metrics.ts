@@ -5,11 +5,14 @@
 import { createServer, type Server } from 'node:http';
 import { once } from 'node:events';
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client';
-import type { Health } from '../service.ts';
+import type { Health } from '../health.ts';
+import { Door } from './door.ts';
 
 export interface Metrics {
   readonly registry: Registry;
   observe(route: string, status: number, code: string, seconds: number): void;
+  /** A request was refused before it became an operation. */
+  observeRefusal(code: string): void;
 }
 
 const bucketsSeconds = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
@@ -24,6 +27,12 @@ export function createMetrics(): Metrics {
     buckets: bucketsSeconds,
     registers: [registry],
   });
+  const refusals = new Counter({
+    name: 'fieldkeep_refusals_total',
+    help: 'Requests that were refused before they became an operation, by problem code; most of them without a good credential.',
+    labelNames: ['code'],
+    registers: [registry],
+  });
   // Looking a child up by its labels costs more than counting; the labels are few, so the children are kept.
   const children = new Map<string, Histogram.Internal<'route' | 'status' | 'code'>>();
   return {
@@ -34,6 +43,7 @@ export function createMetrics(): Metrics {
       if (child === undefined) children.set(key, (child = requests.labels(route, String(status), code)));
       child.observe(seconds);
     },
+    observeRefusal: (code) => refusals.inc({ code }),
   };
 }
 
@@ -104,6 +114,8 @@ export interface InternalPort {
   readonly host: string;
 }
 
+const insideConnectionsMax = 64;
+
 /** Answers GET /metrics, /livez and /readyz over plain HTTP, and nothing else: for scrapers and probes inside. */
 export async function listenInside({ registry, health, port, host }: InternalPort): Promise<Server> {
   const answers: Readonly<Record<string, () => Promise<[status: number, type: string, text: string]>>> = {
@@ -115,7 +127,8 @@ export async function listenInside({ registry, health, port, host }: InternalPor
       return [ready ? 200 : 503, 'application/json', JSON.stringify({ ready, reasons, warnings })];
     },
   };
-  const server = createServer({ headersTimeout: 5_000, requestTimeout: 5_000 }, (req, res) => {
+  const limits = { headersTimeout: 5_000, requestTimeout: 5_000, connectionsCheckingInterval: 1_000 };
+  const server = createServer(limits, (req, res) => {
     const answer = Object.hasOwn(answers, req.url ?? '') ? answers[req.url!] : undefined;
     if (answer === undefined || req.method !== 'GET') return void res.writeHead(404).end();
     answer().then(
@@ -123,6 +136,8 @@ export async function listenInside({ registry, health, port, host }: InternalPor
       () => res.writeHead(500).end(),
     );
   });
+  server.timeout = 10_000;
+  new Door(server, { max: insideConnectionsMax });
   server.listen(port, host);
   await once(server, 'listening');
   return server;

@@ -7,7 +7,8 @@ import { ask, toError, type Answer, type AskedCall } from '../asked/ask.ts';
 import { FieldkeepError } from '../errors.ts';
 import { present } from '../present.ts';
 import type { Service } from '../service.ts';
-import { refuse, type Call, type Operation, type Result } from './perform.ts';
+import type { Call, Operation, Result } from './perform.ts';
+import { refusalEntry, storeEntries } from './refuse.ts';
 
 /** Time that is left to answer the caller after a worker has. */
 const answerMs = 250;
@@ -21,8 +22,10 @@ export function handOver(service: Service, name: string, action: string, call: C
   return askFor(service, { name, content, waitMs: Math.max(0, deadline - performance.now() - answerMs) }).catch(
     async (error: unknown) => {
       // One that a worker took has its entry from there.
-      if (error instanceof NotTaken) await refuse(service, { ...content, action, error: error.problem });
-      throw error instanceof NotTaken ? error.problem : error;
+      if (!(error instanceof NotTaken)) throw error;
+      const { requestId, principal } = content;
+      await storeEntries(service, [refusalEntry({ requestId, principal, action, code: error.problem.code })]);
+      throw error.problem;
     },
   );
 }

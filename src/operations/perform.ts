@@ -12,7 +12,7 @@
  * for an answer that nobody saw.
  */
 import { StaleEpoch, isFresh, type AuditRecord } from '../audit/log.ts';
-import { formatEntry, type Entry } from '../audit/entry.ts';
+import type { Entry } from '../audit/entry.ts';
 import type { Client } from '../db.ts';
 import { describeError, FieldkeepError } from '../errors.ts';
 import type { Principal } from '../policy/access.ts';
@@ -118,28 +118,4 @@ export function toFieldkeepError(service: Service, error: unknown): FieldkeepErr
   if (error instanceof FieldkeepError) return error;
   service.log.error({ error: describeError(error) }, 'An operation failed for a reason it does not know.');
   return new FieldkeepError('internal', 'The request could not be completed.');
-}
-
-/**
- * The entry of an attempt that never became an operation: not authenticated, or not a request we understand.
- * Errors: `audit_unavailable`.
- */
-export async function refuse(
-  service: Service,
-  attempt: { requestId: string; action: string; principal?: Principal; error: FieldkeepError },
-): Promise<void> {
-  const { requestId, action, principal, error } = attempt;
-  const entry = beginEntry({ requestId, principal: principal ?? { system: false } }, action);
-  entry.decision = error.code === 'unauthenticated' || error.code === 'forbidden' ? 'deny' : 'allow';
-  entry.outcome = entry.decision === 'deny' ? 'denied' : 'failed';
-  entry.code = error.code;
-  for (;;) {
-    try {
-      await service.audit.append([{ line: formatEntry(entry) }], service.keyring.state.epoch);
-      return;
-    } catch (failure) {
-      if (!(failure instanceof StaleEpoch)) throw failure;
-      await service.keyring.refresh();
-    }
-  }
 }

@@ -54,7 +54,7 @@ export async function describeDropped(
 ): Promise<string | undefined> {
   if (versions.length === 0) return undefined;
   for (const { column, by } of await listDropped(pool, family)) {
-    const found = await look(targets.find(column.database), column, versions);
+    const found = await look(targets.findRows(column.database), column, versions);
     if (found === false) continue;
     const place = `${column.address}.${column.column}`;
     const what =

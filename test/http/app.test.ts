@@ -267,7 +267,7 @@ describe('http/app', () => {
     };
     const pending = other.ask({ path: '/v1/decrypt', body: decrypt });
     await started.promise;
-    const drained = drain(other.server, other.edge, 5_000);
+    const drained = drain(other.https, other.edge, { deadlineMs: 5_000 });
     const answer = await pending;
     assert.equal(answer.status, 200);
     assert.equal(answer.headers.connection, 'close');
@@ -284,7 +284,7 @@ describe('http/app', () => {
     };
     const pending = assert.rejects(other.ask({ path: '/v1/decrypt', body: decrypt }));
     await started.promise;
-    await drain(other.server, other.edge, 100);
+    await drain(other.https, other.edge, { deadlineMs: 100 });
     await pending;
   });
 

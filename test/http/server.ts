@@ -5,10 +5,11 @@ import type { AddressInfo } from 'node:net';
 import type { IncomingHttpHeaders } from 'node:http';
 import { generateKeyPairSync, sign } from 'node:crypto';
 import { FieldkeepError } from '../../src/errors.ts';
-import { createApp, type Backend, type Refusal } from '../../src/http/app.ts';
+import { createApp, type Backend } from '../../src/http/app.ts';
 import type { Edge } from '../../src/http/exchange.ts';
 import { routes, type OperationName } from '../../src/http/routes.ts';
-import { createHttpsServer } from '../../src/http/server.ts';
+import type { Refusal } from '../../src/http/refusals.ts';
+import { createHttpsServer, type HttpsOptions, type HttpsServer } from '../../src/http/server.ts';
 import type { Call, Result } from '../../src/operations/perform.ts';
 
 export const goodToken = 'good-token';
@@ -23,6 +24,7 @@ export interface Answer {
 
 export interface TestServer {
   readonly server: Server;
+  readonly https: HttpsServer;
   readonly edge: Edge;
   readonly port: number;
   /** Every log record, as JSON text. */
@@ -77,7 +79,7 @@ function makeCertificate(): { cert: string; key: string } {
 const certificate = makeCertificate();
 
 export async function startTestServer(
-  options: { requestDeadlineMs?: number; authenticate?: Backend['authenticate'] } = {},
+  options: { requestDeadlineMs?: number; authenticate?: Backend['authenticate'] } & HttpsOptions = {},
 ): Promise<TestServer> {
   const logged: string[] = [];
   const keep = (fields: object, message?: string) => void logged.push(JSON.stringify({ ...fields, message }));
@@ -105,12 +107,13 @@ export async function startTestServer(
     },
     health: () => ({ reasons: test.obstacles, warnings: [] }),
   };
-  const server = createHttpsServer(certificate, createApp(edge, backend));
+  const https = createHttpsServer(certificate, createApp(edge, backend), options);
+  const { server } = https;
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
   const { port } = server.address() as AddressInfo;
   const test: TestServer = {
-    ...{ server, edge, port, logged, refused: [], calls: [], obstacles: [] },
+    ...{ server, https, edge, port, logged, refused: [], calls: [], obstacles: [] },
     operate: () => fresh({ ok: true }),
     refuse: () => Promise.resolve(),
     ask: (asked) => ask(port, asked),

@@ -8,7 +8,7 @@ import { DataKey } from '../../src/crypto/data-key.ts';
 import { openEmbeddedRootKeys } from '../../src/keys/embedded.ts';
 import type { RootKeys } from '../../src/keys/root-keys.ts';
 import { createDatabase, type TestDatabase } from '../support/database.ts';
-import { examine } from '../../src/service.ts';
+import { examine } from '../../src/health.ts';
 import { entriesOf, openTestService, type TestService, type TestServiceOptions } from '../support/service.ts';
 import {
   comeBack,

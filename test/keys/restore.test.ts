@@ -13,7 +13,7 @@ import { openEmbeddedRootKeys } from '../../src/keys/embedded.ts';
 import { MirrorKeeper } from '../../src/keys/mirror-keeper.ts';
 import { restoreFromMirrors, type Restored } from '../../src/keys/restore.ts';
 import type { RootKeys } from '../../src/keys/root-keys.ts';
-import { examine } from '../../src/service.ts';
+import { examine } from '../../src/health.ts';
 import { policyText, rotate } from '../rotation/support.ts';
 import { createDatabase, type TestDatabase } from '../support/database.ts';
 import { openTestService, type TestService } from '../support/service.ts';

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { openPool, transaction } from '../../src/db.ts';
 import { activateVersion, insertVersion, raiseEpoch } from '../../src/keys/store.ts';
-import { examine } from '../../src/service.ts';
+import { examine } from '../../src/health.ts';
 import { openFailoverServer, type FailoverServer } from '../support/failover.ts';
 import { openTestService, type TestService } from '../support/service.ts';
 

@@ -17,7 +17,8 @@ import { listFreeRanges } from '../../src/rotation/range-store.ts';
 import { advance, listWorkable } from '../../src/rotation/run.ts';
 import { startAdoption, startDue } from '../../src/rotation/start.ts';
 import { findRun } from '../../src/rotation/store.ts';
-import { adoptPolicy, examine } from '../../src/service.ts';
+import { examine } from '../../src/health.ts';
+import { adoptPolicy } from '../../src/service.ts';
 import { openTestService, type TestService } from '../support/service.ts';
 import { createDatabase, type TestDatabase } from '../support/database.ts';
 import {

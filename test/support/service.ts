@@ -9,9 +9,11 @@ import { pino } from 'pino';
 import { openPool, type Pool } from '../../src/db.ts';
 import { openIssuer, type Issuer } from '../../src/embedded/issuer.ts';
 import { ensureTls } from '../../src/embedded/tls.ts';
+import { examine } from '../../src/health.ts';
 import { createApp } from '../../src/http/app.ts';
 import { createAuthenticator } from '../../src/http/authenticate.ts';
 import { createMetrics } from '../../src/http/metrics.ts';
+import { openRefusals } from '../../src/http/refusals.ts';
 import { createHttpsServer } from '../../src/http/server.ts';
 import { openBoss } from '../../src/jobs/queues.ts';
 import { startWorkers } from '../../src/jobs/workers.ts';
@@ -19,9 +21,9 @@ import { describeError } from '../../src/errors.ts';
 import { openEmbeddedRootKeys } from '../../src/keys/embedded.ts';
 import type { RootKeys } from '../../src/keys/root-keys.ts';
 import { bindOperations, operate } from '../../src/operations/all.ts';
-import { refuse } from '../../src/operations/perform.ts';
+import { storeEntries } from '../../src/operations/refuse.ts';
 import { parsePolicy, type Policy } from '../../src/policy/policy.ts';
-import { examine, openService, type Service, type ServiceOptions } from '../../src/service.ts';
+import { openService, type Service, type ServiceOptions } from '../../src/service.ts';
 import { createDatabase, type TestDatabase } from './database.ts';
 
 export const shippedPolicy: Policy = parsePolicy(
@@ -95,13 +97,14 @@ export async function openTestService(options: TestServiceOptions = {}): Promise
   const tls = await ensureTls(home);
   const metrics = createMetrics();
   const edge = { log, metrics, requestDeadlineMs, draining: false };
+  const refusals = openRefusals({ store: (entries) => storeEntries(service, entries) });
   const app = createApp(edge, {
     operations: bindOperations(service),
     authenticate: createAuthenticator({ policy: () => service.policy, localKeys: issuer.jwks, log }),
-    refuse: (refusal) => refuse(service, refusal),
+    refuse: (refusal) => refusals.refuse(refusal),
     health: () => examine(service),
   });
-  const server = createHttpsServer(tls, app);
+  const { server } = createHttpsServer(tls, app);
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const { port } = server.address() as AddressInfo;
   const onError = (error: unknown) => log.warn({ error: describeError(error) }, 'A background job failed.');
@@ -161,6 +164,7 @@ export async function openTestService(options: TestServiceOptions = {}): Promise
     async close() {
       agent.destroy();
       await new Promise((resolve) => server.close(resolve));
+      await refusals.close();
       await workers?.stop();
       await service.close();
       await owner.end();
