@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { destination, pino, type Logger } from 'pino';
 import { readConfig, type Config } from './config.ts';
 import { selfTest } from './crypto/self-test.ts';
-import { isUnavailable, migrate, roleOf } from './db.ts';
+import { findRefusal, isUnavailable, migrate, roleOf } from './db.ts';
 import { greet, writeExamples } from './embedded/greeting.ts';
 import { openHome, writePrivate, type Home } from './embedded/home.ts';
 import { openIssuer } from './embedded/issuer.ts';
@@ -72,6 +72,7 @@ async function migrateAll({ url, ownerUrl }: Database, log: Logger): Promise<voi
     await migrate(ownerUrl, roleOf(url), (line) => log.debug(line));
     await migrateQueues(ownerUrl, roleOf(url));
   } catch (error) {
+    if (findRefusal(error) !== undefined) throw error;
     if (isUnavailable(error))
       throw new StartupError('The database cannot be reached: check DATABASE_URL and that it runs.');
     const { code } = describeError(error);
@@ -285,8 +286,13 @@ async function stop(undo: Undo[]): Promise<void> {
 
 function fail(error: unknown): void {
   process.exitCode = 1;
+  const refused = findRefusal(error);
   const sentence =
-    error instanceof StartupError ? error.message : `The service failed: ${JSON.stringify(describeError(error))}`;
+    error instanceof StartupError
+      ? error.message
+      : refused !== undefined
+        ? `The database of Fieldkeep answers in ${refused.phrase}`
+        : `The service failed: ${JSON.stringify(describeError(error))}`;
   process.stderr.write(`${sentence}\n`);
 }
 

@@ -7,7 +7,7 @@ import type { Logger } from 'pino';
 import { AuditLog } from './audit/log.ts';
 import { startSequencer, type Sequencer } from './audit/sequencer.ts';
 import { waitOutIntake } from './audit/store.ts';
-import { openPool, transaction, type Pool } from './db.ts';
+import { findRecentRefusal, findRefusal, openPool, transaction, type Pool } from './db.ts';
 import { describeError } from './errors.ts';
 import { ensureFamilies } from './keys/families.ts';
 import { insertInstance } from './keys/instance-store.ts';
@@ -241,11 +241,14 @@ export async function examine(service: Service): Promise<Health> {
   }
   try {
     await service.pool.query('select 1');
+    const refused = findRecentRefusal(service.pool);
+    if (refused !== undefined) reasons.push(`the database answers in ${refused.phrase}`);
     const told = await listMirrorWarnings(service.pool, service.policy.columns);
     // An empty database beside mirrors that are not empty is one that was lost.
     (service.keyring.state.families.size === 0 ? reasons : warnings).push(...told);
-  } catch {
-    reasons.push('the database does not answer');
+  } catch (error) {
+    const refused = findRefusal(error);
+    reasons.push(refused === undefined ? 'the database does not answer' : `the database answers in ${refused.phrase}`);
   }
   return { reasons, warnings };
 }

@@ -16,6 +16,7 @@ const order: readonly (readonly string[])[] = [
   ['errors', 'log', 'present'],
   ['crypto'],
   ['policy'],
+  ['session'],
   ['db'],
   ['keys'],
   ['audit'],

@@ -9,6 +9,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { transaction, type Pool, type Queryable } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
+import { proofOf } from '../session.ts';
 
 /** A group as it is stored. */
 export interface Group {
@@ -32,12 +33,15 @@ export async function insertStream(db: Queryable, instanceId: string): Promise<s
   return rows[0]!.stream;
 }
 
+/** What is stored outlives a crash of the server, and its table takes no changes later. */
+const isDurable = proofOf({ synchronous_commit: 'on', session_replication_role: 'origin' });
+
 /** False, and nothing is stored, when the epoch is another. */
 export async function insertGroup(db: Queryable, group: Group, epoch: number): Promise<boolean> {
   const { rowCount } = await db.query({
     name: 'audit-insert-group',
     text: `insert into fieldkeep.audit_intake (stream, seq, lines, items, entries, prev_hash, hash)
-           select $1, $2, $3, $4, $5, $6, $7 from fieldkeep.epoch where n = $8`,
+           select $1, $2, $3, $4, $5, $6, $7 from fieldkeep.epoch where n = $8 and ${isDurable}`,
     values: [
       group.stream,
       group.seq,
