@@ -4,7 +4,8 @@ import { Agent, request, type RequestOptions } from 'node:https';
 import { join, resolve } from 'node:path';
 import { parseArgs, type ParseArgsConfig } from 'node:util';
 import { openIssuer } from '../src/embedded/issuer.ts';
-import { FieldkeepError, StartupError } from '../src/errors.ts';
+import { findRefusal, isUnavailable, sqlState } from '../src/db.ts';
+import { describeError, FieldkeepError, StartupError } from '../src/errors.ts';
 import { refuseTaken, UsageError } from './npm-options.ts';
 
 export interface RunningService {
@@ -166,15 +167,30 @@ function isConnectionError(error: unknown): boolean {
   return error instanceof Error && 'code' in error && /^(ECONN|EPIPE|ENOTFOUND|ETIMEDOUT)/.test(String(error.code));
 }
 
+/** What a command failed by, in a sentence without values: a database quotes rows in its own words, so they are left out. */
+function explain(error: unknown): string {
+  if (error instanceof StartupError || error instanceof FieldkeepError) return error.message;
+  const refused = findRefusal(error);
+  if (refused !== undefined) return `The database answers in ${refused.phrase}`;
+  if (isConnectionError(error)) return 'The service went away: it does not answer any more.';
+  if (isUnavailable(error)) return 'The database went away: it does not answer any more.';
+  const { name, code, at } = describeError(error);
+  const where = at.length === 0 ? '' : ` (${at.join(', ')})`;
+  const state = sqlState(error);
+  const what =
+    state === undefined
+      ? `failed: ${[name, code].filter(Boolean).join(' ')}`
+      : `was refused by the database, SQLSTATE ${state}`;
+  return `The command ${what}${where}. If nothing there was changed by hand, that is a fault of Fieldkeep’s: report it with this line.`;
+}
+
 /** Runs a command: its errors become sentences on stderr and exit code 1, or 2 where it was called in the wrong way. */
 export async function run(main: () => Promise<void>): Promise<void> {
   try {
     await main();
   } catch (error) {
     process.exitCode = error instanceof UsageError ? 2 : 1;
-    if (error instanceof StartupError || error instanceof FieldkeepError) process.stderr.write(`${error.message}\n`);
-    else if (isConnectionError(error)) process.stderr.write('The service went away: it does not answer any more.\n');
-    else throw error;
+    process.stderr.write(`${explain(error)}\n`);
   }
 }
 

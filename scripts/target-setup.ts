@@ -9,7 +9,7 @@
  */
 import { readFileSync } from 'node:fs';
 import { readConfig, type Config } from '../src/config.ts';
-import { connect, isUnavailable, roleOf, sqlState, type Client } from '../src/db.ts';
+import { connect, findRefusal, isUnavailable, roleOf, sqlState, type Client } from '../src/db.ts';
 import { readerRole } from '../src/embedded/postgres.ts';
 import { StartupError } from '../src/errors.ts';
 import { usualRole } from '../src/migrate.ts';
@@ -112,6 +112,8 @@ async function open({ url, variable }: Door) {
   } catch (error) {
     const refused = sqlState(error)?.startsWith('28') === true;
     if (refused) throw new StartupError(`The database of ${variable} refuses its credentials.`);
+    const unfit = findRefusal(error);
+    if (unfit !== undefined) throw new StartupError(`The database of ${variable} answers in ${unfit.phrase}`);
     if (isUnavailable(error)) throw new StartupError(`The database of ${variable} cannot be reached.`);
     if (sqlState(error) === '3D000') throw new StartupError(`The database of ${variable} does not exist.`);
     throw error;

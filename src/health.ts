@@ -4,7 +4,7 @@
  */
 import { findBacklog } from './audit/backlog-store.ts';
 import { storeWithin } from './audit/stream.ts';
-import { sqlState, transaction, type Pool } from './db.ts';
+import { findRecentRefusal, findRefusal, sqlState, transaction, type Pool } from './db.ts';
 import type { DiskWatch } from './disk.ts';
 import { listMirrorWarnings } from './keys/mirror.ts';
 import { findClosed } from './keys/version.ts';
@@ -80,6 +80,8 @@ async function examineDatabase(parts: Parts, findings: Findings): Promise<true> 
   const { reasons, warnings } = findings;
   try {
     if (await keyring.isAhead()) reasons.push('the database was replaced: key state is being loaded again');
+    const refused = findRecentRefusal(pool);
+    if (refused !== undefined) reasons.push(`the database answers in ${refused.phrase}`);
     const told = await listMirrorWarnings(pool, policy.columns);
     // An empty database beside mirrors that are not empty is one that was lost.
     (keyring.state.families.size === 0 ? reasons : warnings).push(...told);
@@ -90,8 +92,9 @@ async function examineDatabase(parts: Parts, findings: Findings): Promise<true> 
       warnings.push(`audit entries wait to be put in order (${behind}): look for errors in the log of the workers`);
     }
     await examineAudit(parts, findings);
-  } catch {
-    reasons.push('the database does not answer');
+  } catch (error) {
+    const refused = findRefusal(error);
+    reasons.push(refused === undefined ? 'the database does not answer' : `the database answers in ${refused.phrase}`);
   }
   return true;
 }

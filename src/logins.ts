@@ -4,7 +4,7 @@
  */
 import type { Logger } from 'pino';
 import type { Config } from './config.ts';
-import { connect, isUnavailable, roleOf, sqlState } from './db.ts';
+import { connect, findRefusal, isUnavailable, roleOf, sqlState } from './db.ts';
 import { startPostgres } from './embedded/postgres.ts';
 import { describeError, StartupError } from './errors.ts';
 import { migrateQueues } from './jobs/queues.ts';
@@ -75,6 +75,7 @@ export async function migrateAll(config: Config, database: Database, log: Logger
     await migrate(ownerUrl, roles, (line) => log.debug(line));
     await migrateQueues(ownerUrl, roles.worker ?? usualRole('worker'));
   } catch (error) {
+    if (findRefusal(error) !== undefined) throw error;
     if (isUnavailable(error))
       throw new StartupError('The database cannot be reached: check DATABASE_URL and that it runs.');
     const { code } = describeError(error);

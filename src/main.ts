@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { destination, pino, type Logger } from 'pino';
 import { readConfig, type Config } from './config.ts';
 import { selfTest } from './crypto/self-test.ts';
+import { findRefusal } from './db.ts';
 import { watchDisk } from './disk.ts';
 import { greet, writeExamples } from './embedded/greeting.ts';
 import { openHome, writePrivate, type Home } from './embedded/home.ts';
@@ -182,7 +183,10 @@ async function stop(undo: Step[], signal: string): Promise<void> {
 
 function fail(error: unknown): void {
   process.exitCode = 1;
-  say(error instanceof StartupError ? error.message : `The service failed: ${JSON.stringify(describeError(error))}`);
+  const refused = findRefusal(error);
+  if (error instanceof StartupError) say(error.message);
+  else if (refused !== undefined) say(`The database of Fieldkeep answers in ${refused.phrase}`);
+  else say(`The service failed: ${JSON.stringify(describeError(error))}`);
 }
 
 const undo: Step[] = [];

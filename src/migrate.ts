@@ -56,11 +56,7 @@ export async function whileMigrating<T>(ownerUrl: string, work: () => Promise<T>
 
 /** Running it again changes nothing; two at once wait for each other. An owner that serves itself is given nothing. */
 export async function migrate(ownerUrl: string, roles: Roles, log: (line: string) => void): Promise<void> {
-  const client = await connect(ownerUrl, {
-    name: 'migrate',
-    statementTimeoutMs: 0,
-    settings: { search_path: 'public' },
-  });
+  const client = await connect(ownerUrl, { name: 'migrate', statementTimeoutMs: 0 });
   try {
     await whileMigrating(ownerUrl, async () => {
       await runner({

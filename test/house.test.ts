@@ -17,6 +17,7 @@ const order: readonly (readonly string[])[] = [
   ['disk', 'stopping'],
   ['crypto'],
   ['policy'],
+  ['session'],
   ['db'],
   ['migrate'],
   ['keys'],

@@ -1,5 +1,5 @@
 /** `npm run adopt -- plan` and `sql`: what would break, and what the owner of the table runs. They change nothing. */
-import { isUnavailable, openPool, sqlState, type Pool } from '../../src/db.ts';
+import { findRefusal, isUnavailable, openPool, sqlState, type Pool } from '../../src/db.ts';
 import { StartupError } from '../../src/errors.ts';
 import type { Policy, RegisteredColumn } from '../../src/policy/policy.ts';
 import type { Finding } from '../../src/adoption/finding.ts';
@@ -18,6 +18,7 @@ const refusals: Readonly<Record<string, string | undefined>> = {
   '42501': 'The role may not look at the table like this: connect as its owner (TARGET_<NAME>_OWNER_URL).',
   '28P01': 'The database refuses the credentials of the URL.',
   '28000': 'The database refuses the credentials of the URL.',
+  '3D000': 'The database of the URL does not exist.',
   '57014': 'Looking at the table took too long and was given up.',
 };
 
@@ -28,12 +29,13 @@ export interface Planned {
 }
 
 async function withPool<T>(url: string, statementTimeoutMs: number, work: (pool: Pool) => Promise<T>): Promise<T> {
-  // Counting all but the rows that a policy hides would be worse than an error.
-  const settings = { row_security: 'off', default_transaction_read_only: 'on' };
+  const settings = { default_transaction_read_only: 'on' };
   const pool = openPool(url, { max: 1, name: 'adopt', statementTimeoutMs, settings });
   try {
     return await work(pool);
   } catch (error) {
+    const refused = findRefusal(error);
+    if (refused !== undefined) throw new StartupError(`The database of the column answers in ${refused.phrase}`);
     if (isUnavailable(error)) throw new StartupError('The database of the column cannot be reached.');
     const told = refusals[sqlState(error) ?? ''];
     throw told === undefined ? error : new StartupError(told);

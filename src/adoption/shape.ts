@@ -86,7 +86,7 @@ const texts: Readonly<Record<string, string>> = {
   real: 'The shortest digits that give the same number, 1e+20 for great ones.',
   'double precision': 'The shortest digits that give the same number, 1e+20 for great ones.',
   money:
-    'With currency and separators by the lc_monetary of the database: applications that parse numbers cannot read it.',
+    'As the C locale spells it, $1,234.50, with two digits behind the point whatever the currency has: make it numeric first.',
   boolean: 'As true or false.',
   bytea: 'As \\x and two hexadecimal digits a byte: applications that expect bytes must decode that.',
   json: 'As it was written, blanks and doubled keys included.',

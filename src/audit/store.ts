@@ -13,6 +13,7 @@ import { FieldkeepError } from '../errors.ts';
 import type { Epoch } from '../keys/epoch.ts';
 import { epochIs } from '../keys/epoch-store.ts';
 import type { Group } from './chain.ts';
+import { proofOf } from '../session.ts';
 
 /** Answers the new stream's number. */
 export async function insertStream(db: Queryable, instanceId: string): Promise<string> {
@@ -22,6 +23,9 @@ export async function insertStream(db: Queryable, instanceId: string): Promise<s
   );
   return rows[0]!.stream;
 }
+
+/** What is stored outlives a crash of the server, and its table takes no changes later. */
+const isDurable = proofOf({ synchronous_commit: 'on', session_replication_role: 'origin' });
 
 /**
  * False, and nothing is stored, when the epoch is another, or when the stream has a loss on record: unfolding may have
@@ -33,7 +37,7 @@ export async function insertGroup(db: Queryable, group: Group, epoch: Epoch): Pr
     name: 'audit-insert-group',
     text: `insert into fieldkeep.audit_intake (stream, seq, lines, items, entries, prev_hash, hash)
            select $1, $2, $3, $4, $5, $6, $7 from fieldkeep.epoch where ${stands.sql}
-             and not exists (select from fieldkeep.audit_lost l where l.stream = $1)`,
+             and not exists (select from fieldkeep.audit_lost l where l.stream = $1) and ${isDurable}`,
     values: [
       group.stream,
       group.seq,

@@ -64,7 +64,7 @@ const retryMaxMs = 1_000;
 const terminatePollMs = 5;
 
 /** So that nothing of a writer that stands still stays locked for others: the epoch, the intake. */
-const settings = { synchronous_commit: 'on', idle_in_transaction_session_timeout: '5000', lock_timeout: '2000' };
+const settings = { idle_in_transaction_session_timeout: '5s', lock_timeout: '2s' };
 
 /** Writes one entry as a stream of its own, in a transaction of the caller's, which goes by no epoch. */
 export async function storeWithin(tx: Client, line: string): Promise<void> {

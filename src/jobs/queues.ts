@@ -3,7 +3,7 @@
  * else: what there is to do stands in our own tables, and a job that is lost is sent again from there.
  */
 import { PgBoss, type Clock } from 'pg-boss';
-import { connect, quoteIdentifier, roleOf } from '../db.ts';
+import { connect, quoteIdentifier, roleOf, sessionConfig } from '../db.ts';
 
 const bossSchema = 'fieldkeep_jobs';
 /** Works one key range: {rangeId}. */
@@ -14,8 +14,11 @@ export interface RangeJob {
   readonly rangeId: string;
 }
 
+/** pg-boss hands to its pool what it does not know. */
 function bossOptions(databaseUrl: string) {
+  const { options, onConnect } = sessionConfig({ statementTimeoutMs: 0 });
   return {
+    ...{ options, onConnect },
     connectionString: databaseUrl,
     schema: bossSchema,
     application_name: 'fieldkeep jobs',

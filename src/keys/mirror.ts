@@ -8,7 +8,7 @@
  * A crash between two of these leaves a key that is mirrored and not noted: it is noted at the next try. Another key under
  * the same name stops sealing for that target. Tables in Fieldkeep's own database have no mirror: they are lost with it.
  */
-import { isUnavailable, sqlState, toUnavailable, withClientFor, type Client, type Pool } from '../db.ts';
+import { findRefusal, isUnavailable, sqlState, toUnavailable, withClientFor, type Client, type Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import type { Policy } from '../policy/policy.ts';
 import {
@@ -58,6 +58,8 @@ const lacksTable: ReadonlySet<string | undefined> = new Set(['42P01', '3F000']);
 
 /** What keeps us from a mirror, in a sentence. */
 export function describeTrouble(target: string, error: unknown): string {
+  const refused = findRefusal(error);
+  if (refused !== undefined) return `Target ${target} answers in ${refused.phrase}`;
   if (error instanceof FieldkeepError) return error.message;
   if (isUnavailable(error)) return `Target ${target} cannot be reached.`;
   const state = sqlState(error);

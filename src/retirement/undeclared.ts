@@ -3,7 +3,7 @@
  * destroyed while its envelopes stand there, and no census sees them; roles that only read look for them, in every
  * database that the policy names. What could not be looked into is told by name: it never counts as empty.
  */
-import { isUnavailable, sqlState, withCancelling, type Pool } from '../db.ts';
+import { findRefusal, isUnavailable, sqlState, withCancelling, type Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { columnId, type Policy } from '../policy/policy.ts';
 import { readerVariableOf, type Readers, type TargetName } from '../targets/targets.ts';
@@ -48,6 +48,8 @@ function addressOf(database: TargetName, { schema, name }: TextColumn): string {
 
 /** Why a statement failed, in words that hold no value. Errors: what is not the database's. */
 function explain(error: unknown): string {
+  const refused = findRefusal(error);
+  if (refused !== undefined) return `it answers in ${refused.phrase.replace(/\.$/, '')}`;
   if (isUnavailable(error)) return 'the database went away';
   const state = sqlState(error);
   if (state === undefined) throw error;
@@ -124,7 +126,8 @@ export async function findUndeclared(shop: SearchShop, family: string, upToVersi
       result.unsearched.push(...unsearched);
     } catch (error) {
       goOn(shop.readers);
-      skip(database, isUnavailable(error) ? 'it cannot be reached' : explain(error));
+      const isAway = isUnavailable(error) && findRefusal(error) === undefined;
+      skip(database, isAway ? 'it cannot be reached' : explain(error));
     }
   }
   return result;

@@ -8,10 +8,14 @@
  *   3. fail as a whole if a column then holds something else than was sent
  *   4. tell the rows that were locked and not updated: a trigger swallowed their update
  *
+ * Both prove that the session is what it was as it began (targets.ts): a trigger that must let re-encryption be would else
+ * take it for a change of the application's.
+ *
  * Nobody waits for us longer than one statement, and nothing that was written meanwhile is overwritten.
  */
 import { quoteIdentifier, quoteLiteral, type Queryable } from '../db.ts';
 import type { TableShape } from '../targets/catalog.ts';
+import { sessionProof } from '../targets/targets.ts';
 import { keyOrder, Parameters, tableName, whereOf, type Key, type Restriction } from './conditions.ts';
 
 export type { Key } from './conditions.ts';
@@ -118,6 +122,7 @@ export function updateSql(table: TableShape, { read, written }: UpdateColumns, s
       from ${tableName(table)} t
       join unnest(${types.map((type, n) => `$${n + 1}::${type}[]`).join(', ')}) with ordinality as i(${inputs.join(', ')}, place)
         on ${conditions.join(' and ')}
+      where ${sessionProof}
       order by ${table.key.map(({ name }) => `t.${q(name)}`).join(', ')}
       for no key update of t ${skipLocked ? 'skip locked' : ''}
     ), u as (

@@ -1,10 +1,12 @@
 /**
  * Counts of values per column and version over the customer's tables: what has to be done, and at the end the proof that
- * nothing is left. The session runs with `row_security = off`: a count that a policy would filter is an error, not a zero.
+ * nothing is left. Each proves that the session still has `row_security = off`, with all the rest: a count that a policy
+ * would filter is an error, not a zero.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Queryable } from '../db.ts';
 import type { TableShape } from '../targets/catalog.ts';
+import { sessionProof } from '../targets/targets.ts';
 import { Parameters, staleCondition, tableName, versionSql } from './conditions.ts';
 import type { Stale } from './work.ts';
 
@@ -13,7 +15,7 @@ export async function countVersions(db: Queryable, table: TableShape, column: st
   const version = versionSql(column);
   const { rows } = await db.query<{ version: number; n: string }>(
     `select ${version} as version, count(*) as n from ${tableName(table)} t
-     where ${version} is not null group by 1`,
+     where ${sessionProof} and ${version} is not null group by 1`,
   );
   return new Map(rows.map((row) => [row.version, Number(row.n)]));
 }
@@ -22,7 +24,8 @@ export async function countVersions(db: Queryable, table: TableShape, column: st
 export async function countStale(db: Queryable, table: TableShape, stale: readonly Stale[]): Promise<number> {
   const parameters = new Parameters();
   const { rows } = await db.query<{ n: string }>(
-    `select count(*) as n from ${tableName(table)} t where ${staleCondition(table, stale, parameters)}`,
+    `select count(*) as n from ${tableName(table)} t
+     where ${sessionProof} and ${staleCondition(table, stale, parameters)}`,
     parameters.values,
   );
   return Number(rows[0]!.n);
@@ -31,7 +34,9 @@ export async function countStale(db: Queryable, table: TableShape, stale: readon
 export async function hasStale(db: Queryable, table: TableShape, stale: readonly Stale[]): Promise<boolean> {
   const parameters = new Parameters();
   const { rows } = await db.query<{ found: boolean }>(
-    `select exists (select from ${tableName(table)} t where ${staleCondition(table, stale, parameters)}) as found`,
+    `select exists (
+       select from ${tableName(table)} t where ${sessionProof} and ${staleCondition(table, stale, parameters)}
+     ) as found`,
     parameters.values,
   );
   return rows[0]!.found;
@@ -49,8 +54,8 @@ export async function hasRefusable(
 ): Promise<boolean> {
   const [rows, found] = [`${tableName(table)} t`, versionSql(column)];
   const { rows: answer } = await db.query<{ found: boolean }>(
-    `select exists (select from ${rows} where ${found} < 0)
-         or exists (select from ${rows} where ${found} >= $1 and ${found} < $2) as found`,
+    `select exists (select from ${rows} where ${sessionProof} and ${found} < 0)
+         or exists (select from ${rows} where ${sessionProof} and ${found} >= $1 and ${found} < $2) as found`,
     [plaintext ? 1 : 0, version],
   );
   return answer[0]!.found;
@@ -75,7 +80,8 @@ export async function findVersionBounds(
 ): Promise<{ lowest: number; highest: number } | undefined> {
   const version = versionSql(column);
   const { rows } = await db.query<{ lowest: number | null; highest: number | null }>(
-    `select min(${version}) as lowest, max(${version}) as highest from ${tableName(table)} t`,
+    `select min(${version}) as lowest, max(${version}) as highest from ${tableName(table)} t
+     where ${sessionProof}`,
   );
   const { lowest, highest } = rows[0]!;
   return lowest === null || highest === null ? undefined : { lowest, highest };

@@ -1,6 +1,7 @@
 /** Conditions on rows of the customer's tables as SQL; the row is called `t`. Every value is a parameter. */
 import { quoteIdentifier } from '../db.ts';
 import type { TableShape } from '../targets/catalog.ts';
+import { sessionProof } from '../targets/targets.ts';
 import type { Stale } from './work.ts';
 
 /** Key columns as text, in the key's order. */
@@ -72,11 +73,11 @@ export interface Restriction {
   readonly upper?: Key;
 }
 
-/** The `where` of row `t`, or nothing. */
+/** The `where` of row `t`, in a session that is as it must be. */
 export function whereOf(table: TableShape, restriction: Restriction, parameters: Parameters): string {
   const { stale, rows, after, upper } = restriction;
   const bound = (key: Key) => `(${key.map((part, i) => parameters.add(part, table.key[i]!.type)).join(', ')})`;
-  const conditions: string[] = [];
+  const conditions: string[] = [sessionProof];
   if (stale !== undefined) conditions.push(staleCondition(table, stale, parameters));
   if (after !== undefined) conditions.push(`${keyTuple(table, 't')} > ${bound(after)}`);
   if (upper !== undefined) conditions.push(`${keyTuple(table, 't')} <= ${bound(upper)}`);
@@ -89,5 +90,5 @@ export function whereOf(table: TableShape, restriction: Restriction, parameters:
     );
     conditions.push(`${keyTuple(table, 't')} in (select * from unnest(${parts.join(', ')}))`);
   }
-  return conditions.length === 0 ? '' : `where ${conditions.join(' and ')}`;
+  return `where ${conditions.join(' and ')}`;
 }

@@ -12,7 +12,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import { isFresh, type AuditRecord, type Receipt } from '../audit/log.ts';
-import { withClientFor } from '../db.ts';
+import { findRefusal, withClientFor } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { loadCatalog, type Catalog } from '../targets/catalog.ts';
 import { appendAlways, batchLine } from './entries.ts';
@@ -31,7 +31,7 @@ import {
 } from './range-store.ts';
 import { layOut, Renewer } from './renew.ts';
 import { listSteps, prepareBatches, type Job, type Prepared, type Workshop } from './scan.ts';
-import { findRun, type Run } from './store.ts';
+import { findRun, setThrottle, type Run } from './store.ts';
 import { rowsOf } from '../targets/targets.ts';
 import { Throttle } from './throttle.ts';
 import { columnsOf } from './work.ts';
@@ -206,6 +206,10 @@ export async function workRange(shop: Workshop, rangeId: string, isStopping: () 
       if (reached.why === 'finished') await finishRange(shop.pool, range.id, lease);
       if (reached.why !== 'outdated') return;
     }
+  } catch (error) {
+    const refused = findRefusal(error);
+    if (refused !== undefined) await setThrottle(shop.pool, run.id, refused.phrase);
+    throw refused ?? error;
   } finally {
     await releaseRange(shop.pool, range.id, lease);
   }

@@ -9,7 +9,7 @@
  *     verifying      writers waited out, then counted (pass.ts): nothing left is done, what cannot be proven is blocked
  */
 import { waitOutIntake } from '../audit/store.ts';
-import { sqlState, type Client } from '../db.ts';
+import { findRefusal, sqlState, type Client } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { versionSettings } from '../keys/families.ts';
 import { countUnready } from '../keys/instance-store.ts';
@@ -201,6 +201,19 @@ async function step(shop: DriverShop, run: Run): Promise<void> {
   }
 }
 
+/** What the customer's database is asked in a session that is not fit for it, a person has to mend. */
+async function stepOrBlock(shop: DriverShop, run: Run): Promise<void> {
+  try {
+    await step(shop, run);
+  } catch (error) {
+    const refused = findRefusal(error);
+    if (refused === undefined) throw error;
+    const sentence = `${refused.message} It goes on by itself when that is mended.`;
+    if (run.blocked === sentence) await setBlocked(shop.pool, run.id, sentence);
+    else await block(shop, run, sentence);
+  }
+}
+
 /**
  * Takes a run one step further, unless another process does or another policy is in force. Answers whether its phase has
  * changed.
@@ -212,7 +225,7 @@ export async function advance(shop: DriverShop, id: string): Promise<boolean> {
   try {
     const run = await findRun(shop.pool, id);
     if (run === undefined) return false;
-    await step(shop, run);
+    await stepOrBlock(shop, run);
     const after = await findRun(shop.pool, id);
     return after?.phase !== run.phase || after.pass !== run.pass;
   } catch (error) {

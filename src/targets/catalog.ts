@@ -7,7 +7,15 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { canonicalJson } from '../crypto/canonical.ts';
-import { isUnavailable, quoteIdentifier, sqlState, withClientFor, type Pool, type Queryable } from '../db.ts';
+import {
+  findRefusal,
+  isUnavailable,
+  quoteIdentifier,
+  sqlState,
+  withClientFor,
+  type Pool,
+  type Queryable,
+} from '../db.ts';
 import { columnId, type RegisteredColumn } from '../policy/policy.ts';
 import { isKeptNull } from './adoption-trigger-store.ts';
 import { emptyCheckName, findTriggerProblem, toTriggers } from './adoption-triggers.ts';
@@ -186,6 +194,8 @@ async function holdBack(db: Queryable, table: TableShape, unready: Map<string, s
 
 /** Why a target lets nobody in, as a sentence's end; undefined when it did. */
 function describeTrouble(database: string, error: unknown): string | undefined {
+  const refused = findRefusal(error);
+  if (refused !== undefined) return `answers in ${refused.phrase.replace(/\.$/, '')}`;
   if (isUnavailable(error)) return 'cannot be reached';
   const state = sqlState(error);
   if (state?.startsWith('28') === true) return `refuses the credentials of ${variableOf(database)}`;

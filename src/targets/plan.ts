@@ -307,6 +307,9 @@ export function planTarget(options: TargetPlanOptions): Step[] {
 /** A comment of one line, whatever the names in it hold. */
 const comment = (words: string) => `-- ${words.replaceAll(/\s+/g, ' ')}`;
 
+/** Where a database reads a backslash in a string otherwise, our functions would be other ones. */
+const asWritten = 'set standard_conforming_strings = on;';
+
 /** All of it as a text for psql; without indexes that are seen to be there, by whatever name. */
 export function formatPlan(steps: readonly Step[], seen?: TargetState): string {
   const texts = steps.flatMap(({ what, why, statements, atomic, indexes, differences }) => {
@@ -318,5 +321,5 @@ export function formatPlan(steps: readonly Step[], seen?: TargetState): string {
     const body = atomic ? ['begin;', setLockTimeout, ...lines, 'commit;'] : lines;
     return [[comment(what), comment(why), ...told, ...body].join('\n')];
   });
-  return `${texts.join('\n\n')}\n`;
+  return `${asWritten}\n\n${texts.join('\n\n')}\n`;
 }

@@ -9,18 +9,16 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { openPool, type Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
+import { proofOf, settingsToHave } from '../session.ts';
 
 const connections = 8;
 const closeMaxMs = 2_000;
 
-/** Values of every type are read as text and written back as that: the text must not depend on who set up the server. */
-const spelling = {
-  datestyle: 'ISO,MDY',
-  timezone: 'UTC',
-  intervalstyle: 'postgres',
-  extra_float_digits: '1',
-  bytea_output: 'hex',
-};
+/** Beside what every session has. */
+const settings = { lock_timeout: '250ms', 'fieldkeep.reencrypting': 'on' };
+
+/** A condition that every statement on the customer's rows has. */
+export const sessionProof = proofOf(settingsToHave(settings));
 
 /** Names a target: undefined for Fieldkeep's own database. */
 export type TargetName = string | undefined;
@@ -105,7 +103,7 @@ export function openTargets(
       max: connections,
       name,
       statementTimeoutMs,
-      settings: { row_security: 'off', lock_timeout: '250ms', 'fieldkeep.reencrypting': 'on', ...spelling },
+      settings,
     });
   const own = new Map([[undefined, ownUrl], ...urls].map(([name, url]) => [name, open(url!, 'worker')]));
   const rowUrls = new Map<TargetName, string>([...urls, ...rows]);
@@ -137,7 +135,7 @@ async function endPools(pools: readonly Pool[]): Promise<void> {
  * not: somebody changes that table.
  */
 export function openReaders(urls: ReadonlyMap<TargetName, string>, statementTimeoutMs = 3_600_000): Readers {
-  const settings = { row_security: 'off', lock_timeout: '10s', default_transaction_read_only: 'on' };
+  const settings = { lock_timeout: '10s', default_transaction_read_only: 'on' };
   const open = (url: string) => openPool(url, { max: 3, name: 'reader', statementTimeoutMs, settings });
   const pools = new Map([...urls].map(([name, url]) => [name, open(url)]));
   const ending = new AbortController();

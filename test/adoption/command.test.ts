@@ -75,6 +75,42 @@ describe('npm run adopt', function () {
     assert.match((await adopt(['sql', name, '--undo'])).out, /drop trigger if exists/);
   });
 
+  it('plans where the database reads backslashes in strings otherwise', async () => {
+    const db = await connect(target.ownerUrl, { name: 'adopt' });
+    const { rows } = await db.query<{ name: string }>('select current_database() as name');
+    const set = (what: string) => db.query(`alter database ${rows[0]!.name} ${what}`);
+    await set('set standard_conforming_strings = off');
+    try {
+      const { code, out, err } = await adopt(['plan', name, '--exact']);
+      assert.equal(code, 0, err);
+      assert.match(out, /can be adopted/);
+    } finally {
+      await set('reset standard_conforming_strings');
+      await db.end();
+    }
+  });
+
+  it('says in a sentence what the database refuses', async () => {
+    const gone = new URL(target.ownerUrl);
+    gone.pathname = '/no_such_database';
+    const { code, out, err } = await adopt(['plan', name], { TARGET_HR_OWNER_URL: gone.href });
+    assert.deepEqual([code, out, err], [1, '', 'The database of the URL does not exist.\n']);
+    const db = await connect(target.ownerUrl, { name: 'adopt' });
+    const { rows } = await db.query<{ name: string }>('select current_database() as name');
+    await db.query(`alter database ${rows[0]!.name} set session_replication_role = replica`);
+    try {
+      const told = await adopt(['plan', name]);
+      assert.equal(told.code, 1);
+      assert.match(
+        told.err,
+        /^The database of the column answers in a session that .*session_replication_role is replica/,
+      );
+    } finally {
+      await db.query(`alter database ${rows[0]!.name} reset session_replication_role`);
+      await db.end();
+    }
+  });
+
   it('exits with 1 when something has to be mended first', async () => {
     const db = await connect(target.ownerUrl, { name: 'adopt' });
     await db.query('create table app.heir () inherits (app.people)');
