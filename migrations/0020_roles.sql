@@ -31,6 +31,10 @@ create table fieldkeep.approval_uses (
 insert into fieldkeep.approval_uses (approval, used_at) select id, used_at from fieldkeep.approvals where used_at is not null;
 -- approvals.used_at stays for processes of the release before; nothing reads it any more.
 
+-- Key versions that requests used, "ssn.1 bank.2", written with the entries that tell of them and before any answer leaves:
+-- that nobody reads a version any more is taken from here, and not from what a process says of itself.
+alter table fieldkeep.audit_intake add column uses text;
+
 -- Whoever holds this row puts entries in order. A row of ours instead of an advisory lock: those anybody can take.
 create table fieldkeep.unfolding (
   one boolean primary key default true check (one)

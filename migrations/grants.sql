@@ -9,14 +9,13 @@ grant select on fieldkeep.migrations to :role;
 -- Storing entries with writes and adopting a policy take the epoch.
 grant select on fieldkeep.epoch to :role;
 grant execute on function fieldkeep.raise_epoch(), fieldkeep.lock_epoch() to :role;
-grant select, insert, update on fieldkeep.key_uses to :role;
 grant select on fieldkeep.key_families, fieldkeep.key_versions, fieldkeep.data_keys to :role;
 grant select on fieldkeep.mirrors, fieldkeep.registered_tables, fieldkeep.policies to :role;
 grant select on fieldkeep.approvals, fieldkeep.approval_decisions, fieldkeep.approval_uses to :role;
 grant select on fieldkeep.audit_streams, fieldkeep.audit_intake, fieldkeep.audit_unfolded, fieldkeep.audit_entries,
   fieldkeep.audit_items to :role;
 grant insert (instance) on fieldkeep.audit_streams to :role;
-grant insert (stream, seq, lines, items, entries, prev_hash, hash) on fieldkeep.audit_intake to :role;
+grant insert (stream, seq, lines, items, entries, prev_hash, hash, uses) on fieldkeep.audit_intake to :role;
 -- A writer records what a failover lost of its own stream.
 grant select on fieldkeep.audit_lost to :role;
 grant insert (stream, first_seq, last_seq, reason, instance) on fieldkeep.audit_lost to :role;

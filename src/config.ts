@@ -248,6 +248,29 @@ function readVault(env: Environment): VaultSettings | undefined {
   };
 }
 
+/** A process that faces agents holds no login for rows; in production rows are worked on by a login of their own. */
+function listLoginRefusals(
+  env: Environment,
+  set: Readonly<Record<string, unknown>>,
+  targets: ReadonlyMap<string, string>,
+  targetRows: ReadonlyMap<string, string>,
+): string[] {
+  if (env.ROLE === 'api') {
+    const held = Object.keys(set).filter((name) => /^(TARGET_.*|DATABASE_(ROWS|READER))_URL$/.test(name));
+    return held.map((name) => `ROLE=api must not hold ${name}: an api process is connected to no database with rows`);
+  }
+  const variable = (name: string, of = '') => `TARGET_${name.toUpperCase()}${of}_URL`;
+  const alone = [...targetRows.keys()].filter((name) => !targets.has(name));
+  const lacking = [...targets.keys()].filter((name) => !targetRows.has(name));
+  return [
+    ...alone.map((name) => `${variable(name, '_ROWS')} needs ${variable(name)}`),
+    ...(env.NODE_ENV === 'production' ? lacking : []).map(
+      (name) =>
+        `${variable(name)} needs ${variable(name, '_ROWS')} in production: what a table does runs with the rights of whoever writes its rows`,
+    ),
+  ];
+}
+
 /** Errors: StartupError with all problems. Empty variables count as unset. */
 export function readConfig(variables: NodeJS.ProcessEnv): Config {
   const set = Object.fromEntries(Object.entries(variables).filter(([, value]) => value !== ''));
@@ -256,6 +279,7 @@ export function readConfig(variables: NodeJS.ProcessEnv): Config {
   const problems = parsed.success
     ? listRefusals(parsed.data)
     : parsed.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`);
+  if (parsed.success) problems.push(...listLoginRefusals(parsed.data, set, targets, targetRows));
   const { sources, problems: sourceProblems } = readSources(set);
   problems.push(...targetProblems, ...sourceProblems);
   if (!parsed.success || problems.length > 0) {

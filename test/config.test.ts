@@ -3,7 +3,12 @@ import { readConfig } from '../src/config.ts';
 import { StartupError } from '../src/errors.ts';
 
 const vault = { VAULT_ADDR: 'https://vault:8200', VAULT_TOKEN: 'CANARY' };
-const production = { NODE_ENV: 'production', DATABASE_URL: 'postgresql://a@b/c', ...vault };
+const production = {
+  NODE_ENV: 'production',
+  DATABASE_URL: 'postgresql://a@b/c',
+  DATABASE_WORKER_URL: 'postgresql://w@b/c',
+  ...vault,
+};
 
 describe('the environment', () => {
   it('knows every way to log in to Vault', () => {
@@ -73,6 +78,19 @@ describe('the environment', () => {
   });
 
   const refusals: [Record<string, string>, RegExp][] = [
+    [{ ...production, DATABASE_WORKER_URL: '' }, /ROLE=all needs DATABASE_WORKER_URL in production/],
+    [{ ...production, ROLE: 'worker' }, /DATABASE_WORKER_URL is for ROLE=all/],
+    [{ DATABASE_ROWS_URL: 'postgresql://r@b/c' }, /DATABASE_ROWS_URL needs DATABASE_URL/],
+    [{ ...production, TARGET_HR_URL: 'postgresql://w@b/hr' }, /TARGET_HR_URL needs TARGET_HR_ROWS_URL in production/],
+    [{ TARGET_HR_ROWS_URL: 'postgresql://r@b/hr' }, /TARGET_HR_ROWS_URL needs TARGET_HR_URL/],
+    [
+      { ...vault, ROLE: 'api', DATABASE_URL: 'postgresql://a@b/c', TARGET_HR_URL: 'postgresql://w@b/hr' },
+      /ROLE=api must not hold TARGET_HR_URL/,
+    ],
+    [
+      { ...vault, ROLE: 'api', DATABASE_URL: 'postgresql://a@b/c', DATABASE_ROWS_URL: 'postgresql://r@b/c' },
+      /ROLE=api must not hold DATABASE_ROWS_URL/,
+    ],
     [{ ...production, VAULT_SKIP_VERIFY: '1' }, /VAULT_SKIP_VERIFY is refused in production/],
     [{ ...production, VAULT_SKIP_VERIFY: 'false' }, /VAULT_SKIP_VERIFY is refused in production/],
     [{ ...production, DEBUG: '*' }, /DEBUG naming node-vault/],

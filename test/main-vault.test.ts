@@ -55,7 +55,11 @@ describeVault(
           ...{ FIELDKEEP_HOME: home, PORT: '0', NODE_ENV: 'production', VAULT_TOKEN: '' },
           ...(env['ROLE'] === 'api'
             ? { DATABASE_URL: database.apiUrl }
-            : { DATABASE_URL: database.workerUrl, DATABASE_OWNER_URL: database.ownerUrl }),
+            : {
+                DATABASE_URL: database.workerUrl,
+                DATABASE_ROWS_URL: database.rowsUrl,
+                DATABASE_OWNER_URL: database.ownerUrl,
+              }),
           ...{ VAULT_ADDR: server.address, VAULT_CACERT: join(folder, 'vault-ca.pem') },
           ...env,
         },

@@ -16,13 +16,15 @@ export interface Group {
   readonly lines: string;
   /** For every entry a line with its items' lines joined by tabs; absent when no entry is a batch. */
   readonly items?: string;
+  /** Key versions that requests used for these entries, "ssn.1 bank.2"; absent when none. Not part of the hash. */
+  readonly uses?: string;
   readonly entries: number;
   readonly prevHash: Buffer;
   readonly hash: Buffer;
 }
 
 /** What a group is made of, whatever its number. */
-export type Content = Pick<Group, 'lines' | 'items' | 'entries'>;
+export type Content = Pick<Group, 'lines' | 'items' | 'uses' | 'entries'>;
 
 export const emptyHash: Buffer = Buffer.alloc(32);
 
@@ -68,11 +70,10 @@ export class Chain {
   }
 
   /** The group that follows, not yet part of the chain. */
-  next({ lines, items, entries }: Content): Group {
+  next(content: Content): Group {
     const { stream, hash: prevHash } = this;
     const seq = this.seq + 1;
-    const group = { stream, seq, lines, entries, prevHash, hash: chainHash(prevHash, stream, seq, lines, items) };
-    return items === undefined ? group : { ...group, items };
+    return { ...content, stream, seq, prevHash, hash: chainHash(prevHash, stream, seq, content.lines, content.items) };
   }
 
   /** The group was acknowledged. */

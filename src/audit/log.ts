@@ -11,14 +11,21 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Client, Pool } from '../db.ts';
 import { FieldkeepError } from '../errors.ts';
 import { isSameEpoch, type Epoch } from '../keys/epoch.ts';
-import { AuditStream, type Batch, type StreamOptions } from './stream.ts';
+import type { KeyVersion } from '../keys/version.ts';
+import type { Content } from './chain.ts';
+import { AuditStream, type StreamOptions } from './stream.ts';
 
 export interface AuditRecord {
   /** The entry's canonical JSON. */
   readonly line: string;
   /** Of a batch: its items' lines, joined by line feeds. */
   readonly items?: string;
+  /** Key versions that a request used for it; what the engine does is no use. */
+  readonly uses?: ReadonlySet<KeyUse>;
 }
+
+/** A version of a family. */
+export type KeyUse = Pick<KeyVersion, 'family' | 'version'>;
 
 export interface Receipt {
   /** performance.now() before the commit was sent: the entry became durable no earlier. */
@@ -76,12 +83,22 @@ function checkRecord({ line, items }: AuditRecord): void {
   }
 }
 
-function joinGroup(group: readonly Append[]): Pick<Batch, 'lines' | 'items' | 'entries'> {
+function joinGroup(group: readonly Append[]): Content {
   const records = group.flatMap((append) => append.records);
   const lines = records.map((record) => record.line).join('\n');
-  if (records.every((record) => record.items === undefined)) return { lines, entries: records.length };
-  const items = records.map((record) => (record.items ?? '').replaceAll('\n', '\t')).join('\n');
-  return { lines, items, entries: records.length };
+  const uses = formatUses(records);
+  const content = { lines, entries: records.length, ...(uses !== '' && { uses }) };
+  if (records.every((record) => record.items === undefined)) return content;
+  return { ...content, items: records.map((record) => (record.items ?? '').replaceAll('\n', '\t')).join('\n') };
+}
+
+/** "ssn.1 bank.2": every version once. */
+function formatUses(records: readonly AuditRecord[]): string {
+  const found = new Set<string>();
+  for (const { uses } of records) {
+    if (uses !== undefined) for (const { family, version } of uses) found.add(`${family}.${version}`);
+  }
+  return [...found].join(' ');
 }
 
 export class AuditLog {

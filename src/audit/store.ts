@@ -32,11 +32,11 @@ const isDurable = proofOf({ synchronous_commit: 'on', session_replication_role: 
  * passed the number already.
  */
 export async function insertGroup(db: Queryable, group: Group, epoch: Epoch): Promise<boolean> {
-  const stands = epochIs(epoch, 8);
+  const stands = epochIs(epoch, 9);
   const { rowCount } = await db.query({
     name: 'audit-insert-group',
-    text: `insert into fieldkeep.audit_intake (stream, seq, lines, items, entries, prev_hash, hash)
-           select $1, $2, $3, $4, $5, $6, $7 from fieldkeep.epoch where ${stands.sql}
+    text: `insert into fieldkeep.audit_intake (stream, seq, lines, items, entries, prev_hash, hash, uses)
+           select $1, $2, $3, $4, $5, $6, $7, $8 from fieldkeep.epoch where ${stands.sql}
              and not exists (select from fieldkeep.audit_lost l where l.stream = $1) and ${isDurable}`,
     values: [
       group.stream,
@@ -46,6 +46,7 @@ export async function insertGroup(db: Queryable, group: Group, epoch: Epoch): Pr
       group.entries,
       group.prevHash,
       group.hash,
+      group.uses ?? null,
       ...stands.values,
     ],
   });
@@ -173,6 +174,15 @@ async function unfoldGroups(tx: Queryable, linesMax: number): Promise<Unfolded> 
     ), recorded as (
       insert into fieldkeep.audit_unfolded (stream, seq, first_index, entries)
       select stream, seq, first_index, entries from chosen
+    ), used as (
+      -- Joined as text: whoever may write there could write anything, and nothing may stop this.
+      insert into fieldkeep.key_uses as k (family, version, last_used_at)
+      select v.family, v.version, max(i.committed_at)
+      from chosen c join fieldkeep.audit_intake i using (stream, seq)
+      cross join lateral string_to_table(i.uses, ' ') as u (name)
+      join fieldkeep.key_versions v on u.name = v.family || '.' || v.version
+      group by v.family, v.version order by v.family, v.version
+      on conflict (family, version) do update set last_used_at = greatest(k.last_used_at, excluded.last_used_at)
     ), placed as (
       select c.first_index + l.n - 1 as index, l.line, l.items
       from chosen c join fieldkeep.audit_intake i using (stream, seq)

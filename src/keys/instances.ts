@@ -5,7 +5,6 @@
 import type { Pool } from '../db.ts';
 import { deleteInstance, insertReady, upsertHeartbeat } from './instance-store.ts';
 import type { Keyring } from './keyring.ts';
-import { upsertLastUse } from './store.ts';
 
 const heartbeatEveryMs = 2_000;
 /** The tenant that owns canaries; a credential's tenant is never empty. */
@@ -20,19 +19,6 @@ async function reportReady(pool: Pool, keyring: Keyring, id: string, onError: (e
       if (canary !== undefined) await insertReady(pool, id, family, pending);
     } catch (error) {
       onError(error);
-    }
-  }
-}
-
-/** Writes down when versions were last used by requests: retiring one waits until nobody reads it any more. */
-async function noteUses(pool: Pool, keyring: Keyring): Promise<void> {
-  for (const use of [...keyring.used]) {
-    keyring.used.delete(use);
-    try {
-      await upsertLastUse(pool, use.family, use.version);
-    } catch (error) {
-      keyring.used.add(use); // and is told with a later beat
-      throw error;
     }
   }
 }
@@ -56,7 +42,6 @@ export function startHeartbeat(options: {
     try {
       const known = policy === undefined ? {} : { policy: policy() };
       await upsertHeartbeat(pool, id, { families, ...(role !== undefined && { role }), ...known });
-      await noteUses(pool, keyring);
       await reportReady(pool, keyring, id, onError);
     } catch (error) {
       onError(error);
@@ -72,7 +57,6 @@ export function startHeartbeat(options: {
       stopped = true;
       clearInterval(timer);
       await under;
-      await noteUses(pool, keyring).catch(onError);
       await deleteInstance(pool, id).catch(onError);
     },
   };

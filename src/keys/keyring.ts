@@ -24,7 +24,7 @@ import { RootKeyError, type RootKeys } from './root-keys.ts';
 import { follows } from './epoch.ts';
 import { readEpoch } from './epoch-store.ts';
 import { findDataKey, insertDataKey, listFingerprints, loadKeyState, type KeyName, type Wanted } from './store.ts';
-import { auditFamily, type KeyState, type KeyVersion } from './version.ts';
+import { auditFamily, type KeyState } from './version.ts';
 
 export const lifetimeMs = 300_000;
 const lifetimeSpread = 0.1;
@@ -85,8 +85,6 @@ export class Keyring {
   state: KeyState;
   /** How often the keeper was asked to unwrap; with warm keys it stands still. */
   unwraps = 0;
-  /** Versions that requests have used since the last heartbeat, which writes them down and empties the set. */
-  readonly used = new Set<KeyVersion>();
 
   readonly #pool: Pool;
   readonly #rootKeys: RootKeys;

@@ -239,16 +239,7 @@ export async function listTenantsLacking(db: Pool, family: string, from: number,
   return rows.map((row) => row.tenant);
 }
 
-/** Notes that requests used the version just now. */
-export async function upsertLastUse(db: Queryable, family: string, version: number): Promise<void> {
-  await db.query(
-    `insert into fieldkeep.key_uses (family, version, last_used_at) values ($1, $2, now())
-     on conflict (family, version) do update set last_used_at = greatest(key_uses.last_used_at, excluded.last_used_at)`,
-    [family, version],
-  );
-}
-
-/** When requests last used each version of a family, to within a few seconds. */
+/** When requests last used each version of a family, by the entries that are in order (audit/store.ts). */
 export async function listLastUses(db: Queryable, family: string): Promise<Map<number, Date>> {
   const { rows } = await db.query<{ version: number; last_used_at: Date }>(
     'select version, last_used_at from fieldkeep.key_uses where family = $1',

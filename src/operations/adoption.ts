@@ -78,7 +78,7 @@ async function lookAgain(service: Service): Promise<void> {
 
 /** The table as it is now; undefined where this process is not connected to it: a worker finds out then. */
 function findTable({ targets, catalog }: Service, column: RegisteredColumn): TableShape | undefined {
-  if (targets.find(column.database) === undefined) return undefined;
+  if (targets.findRows(column.database) === undefined) return undefined;
   const table = catalog.tables.get(column.address);
   if (table === undefined) throw conflict(catalog.problems.get(column.address) ?? 'The table cannot be looked at.');
   return table;

@@ -37,6 +37,8 @@ export interface Work {
   readonly state: KeyState;
   readonly tenant: string;
   readonly requestId: string;
+  /** Key versions that the call used, of all its items: the entry tells of them. */
+  readonly uses: Set<KeyVersion>;
   /** The item's number in the batch, 0 if single; part of value digests. */
   readonly item: number;
 }
@@ -144,7 +146,10 @@ function checkRow({ policy, service }: Work, place: Place): void {
   const isUnseen = column?.database !== undefined || !service.catalog.seen.has(place.table);
   if (types === undefined && column !== undefined && isUnseen) {
     // An envelope for a row that is spelled otherwise would not re-encrypt: rather none than that one.
-    throw new FieldkeepError('database_unavailable', `The key of table ${place.table} has not been seen yet.`);
+    throw new FieldkeepError(
+      'database_unavailable',
+      `No worker has seen the key of table ${place.table} yet: GET /v1/keys says what is in its way.`,
+    );
   }
   if (types === undefined || isCanonicalRow(types, place.row)) return;
   throw new FieldkeepError(
@@ -192,7 +197,7 @@ export function withOpeningKey<T>(
   use: (key: DataKey | undefined, version: KeyVersion) => T,
 ): MaybePromise<T> {
   const version = getReadable(work.state, envelope.family, envelope.version);
-  work.service.keyring.used.add(version);
+  work.uses.add(version);
   const key = work.service.keyring.get(work.tenant, envelope.family, envelope.version);
   return key instanceof DataKey ? use(key, version) : key.then((found) => use(found, version));
 }
@@ -208,7 +213,7 @@ export function withSealingKey<T>(
   use: (key: DataKey, version: KeyVersion) => T,
 ): MaybePromise<T> {
   const version = getActive(work.state, family);
-  work.service.keyring.used.add(version);
+  work.uses.add(version);
   const key = work.service.keyring.getOrMake(work.tenant, family, version.version, column?.database);
   return key instanceof DataKey ? use(key, version) : key.then((made) => use(made, version));
 }
@@ -278,7 +283,7 @@ function singleAttempt(work: Work, call: Call, action: string, ran: Ran, digestK
   }
   const purpose = ran.reading?.question.purpose;
   if (purpose !== undefined) entry.purpose = purpose;
-  const record = { line: formatEntry(entry) };
+  const record = { line: formatEntry(entry), uses: work.uses };
   return ran.error === undefined ? { record, answer: { body: ran.answer } } : { record, error: ran.error };
 }
 
@@ -325,7 +330,7 @@ function batchAttempt(
     itemsRoot: itemsRoot(lines),
   });
   const body = { items: rans.map((ran, i) => answerItem(ran, refs[i])) };
-  return { record: { line: formatEntry(entry), items: lines.join('\n') }, answer: { body } };
+  return { record: { line: formatEntry(entry), items: lines.join('\n'), uses: work.uses }, answer: { body } };
 }
 
 /** Requests of other agents are answered between the chunks of a large batch. */
@@ -344,14 +349,14 @@ async function runBatch<I extends object, R extends Reading>(
   body: BatchBody<I>,
 ): Promise<Ran[]> {
   const { items, view, purpose } = body;
-  const { service, policy, state, tenant, requestId } = work;
+  const { service, policy, state, tenant, requestId, uses } = work;
   const shared = { ...(view !== undefined && { view }), ...(purpose !== undefined && { purpose }) };
   const isShared = view !== undefined || purpose !== undefined;
   const rans: Ran[] = [];
   for (let i = 0; i < items.length; i += 1) {
     if (i > 0 && i % itemsPerTurn === 0) await new Promise((resolve) => setImmediate(resolve));
     const item = isShared ? { ...shared, ...items[i]! } : items[i]!;
-    const ran = runItem(verb, { service, policy, state, tenant, requestId, item: i }, call, item);
+    const ran = runItem(verb, { service, policy, state, tenant, requestId, uses, item: i }, call, item);
     rans.push(ran instanceof Promise ? await ran : ran);
   }
   return rans;
@@ -376,7 +381,7 @@ export function performFields<I extends object, R extends Reading>(
     const { state } = service.keyring;
     const { tenant } = call.principal;
     if (tenant === undefined) return refuseSystem(call, action);
-    const work: Work = { service, policy, state, tenant, requestId: call.requestId, item: 0 };
+    const work: Work = { service, policy, state, tenant, requestId: call.requestId, uses: new Set(), item: 0 };
     const body = call.body as I | BatchBody<I>;
     const digestKey = findDigestKey(work);
     if ('items' in body) {

@@ -11,6 +11,7 @@
  * A waiver takes the place of guards and of the search where they cannot be had; of nothing else.
  */
 import { askWithin, type Pool } from '../db.ts';
+import { unfoldAcknowledged } from '../audit/store.ts';
 import { FieldkeepError } from '../errors.ts';
 import type { KeyFamily, KeyVersion } from '../keys/version.ts';
 import { loadCatalog, type TableShape } from '../targets/catalog.ts';
@@ -232,6 +233,7 @@ export async function examineVersion(
   const known = shop.keyring.state.families.get(family);
   findFloor(known!, checkTurn(known, family, version));
   const tables = await lookAtColumns(shop, family);
+  await unfoldAcknowledged(shop.pool); // when the version was last used is known from the entries that are in order
   const facts = (await readFacts(shop, family)).get(version);
   if (facts === undefined) throw conflict(`The policy has no class ${family}: nobody can say what holds its values.`);
   if (facts.rotation !== undefined) throw new NotNow(`Family ${family} is rotating.`, facts.rotation);

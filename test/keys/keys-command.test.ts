@@ -290,7 +290,6 @@ describe('npm run keys', function () {
       );
       assert.equal(await openBoth(sealed), 200);
       // That use is written down with the next heartbeat; after it, what people agree to does not change any more.
-      while (it_.service.keyring.used.size > 0) await new Promise((resolve) => setTimeout(resolve, 50));
       const body = { reason: 'quarterly', withoutGuards: true };
       const destroy = (headers = {}) =>
         it_.call('operator', 'POST', '/v1/keys/bank/versions/1/destroy', body, { headers });
