@@ -106,9 +106,10 @@ function makeOptions(config: Config, access: Access, asked: ReturnType<typeof re
 }
 
 /** Connects as whoever a URL names. Errors: one sentence with the variable and never the URL. */
-async function open({ url, variable }: Door) {
+async function open({ url, variable }: Door, readOnly = false) {
+  const settings = { lock_timeout: lookTimeout, ...(readOnly && { default_transaction_read_only: 'on' }) };
   try {
-    return await connect(url, { name: 'setup', statementTimeoutMs, settings: { lock_timeout: lookTimeout } });
+    return await connect(url, { name: 'setup', statementTimeoutMs, settings });
   } catch (error) {
     const refused = sqlState(error)?.startsWith('28') === true;
     if (refused) throw new StartupError(`The database of ${variable} refuses its credentials.`);
@@ -195,7 +196,12 @@ async function apply(db: Client, steps: readonly Step[], state: TargetState): Pr
 }
 
 /** Where somebody can look, without the indexes that are there and with the partitions that are. */
-async function printPlan(options: TargetPlanOptions, door: Door | undefined, name: string): Promise<void> {
+async function printPlan(
+  options: TargetPlanOptions,
+  door: Door | undefined,
+  name: string,
+  readOnly: boolean,
+): Promise<void> {
   const head = [`-- What Fieldkeep needs in ${name === 'own' ? 'its own database' : `target ${name}`}, for its owner.`];
   if (options.reader === undefined) {
     const variable = readerVariableOf(name === 'own' ? undefined : name);
@@ -212,7 +218,7 @@ async function printPlan(options: TargetPlanOptions, door: Door | undefined, nam
     process.stdout.write(`${head.join('\n')}\n\n${formatPlan(planTarget(options))}`);
     return;
   }
-  const db = await open(door);
+  const db = await open(door, readOnly);
   try {
     const steps = planTarget({ ...options, partitions: await findPartitions(db, options.columns) });
     const seen = await look(db, options, false);
@@ -228,12 +234,13 @@ await run(async () => {
   const access = findAccess(config, asked.name);
   const options = makeOptions(config, access, asked);
   const door = access.owner ?? access.worker ?? access.reader;
-  if (!asked.check && !asked.apply) return await printPlan(options, door, asked.name);
+  const readOnly = door !== undefined && door === access.reader;
+  if (!asked.check && !asked.apply) return await printPlan(options, door, asked.name, readOnly);
   const ownerVariable = asked.name === 'own' ? 'DATABASE_OWNER_URL' : variableOf(asked.name, '_OWNER');
   if (door === undefined || (asked.apply && access.owner === undefined)) {
     throw new StartupError(`Set ${ownerVariable} to the URL of the owner of the tables there.`);
   }
-  const db = await open(door);
+  const db = await open(door, readOnly);
   try {
     const asOwner = access.owner !== undefined;
     const steps = planTarget({ ...options, partitions: await findPartitions(db, options.columns) });

@@ -25,7 +25,11 @@ const pageRows = 10_000;
 const seconds = (ms: number) => ms / 1000;
 
 /** The limit: the same reads and writes, of texts as long as envelopes and tokens are. */
-async function measureRaw({ owner, rowsUrl }: BenchDatabase, policyText: string, rows: number): Promise<number> {
+async function measureRaw(
+  { owner, asWorker, rowsUrl }: BenchDatabase,
+  policyText: string,
+  rows: number,
+): Promise<number> {
   await makeTable(owner, 'raw', rows, roleOf(rowsUrl));
   const policy = parsePolicy(policyText.replaceAll('"app.people"', '"app.raw"'));
   const targets = { find: () => owner, findRows: () => owner, close: () => Promise.resolve() };
@@ -44,7 +48,7 @@ async function measureRaw({ owner, rowsUrl }: BenchDatabase, policyText: string,
   const application = startApplication(owner, 'raw', new Shadow(rows), writesPerSecond);
   const started = performance.now();
   const written = ['salary_enc', 'ssn_enc', 'ssn_eq'];
-  const updated = await sweep(owner, { table, columns: read, written, stale, rowsMax: batchRows, renew }, rows, 1);
+  const updated = await sweep(asWorker, { table, columns: read, written, stale, rowsMax: batchRows, renew }, rows, 1);
   const took = seconds(performance.now() - started);
   await application.stop();
   await owner.query('drop table app.raw cascade; checkpoint');

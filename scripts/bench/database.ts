@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { openPool, type Pool } from '../../src/db.ts';
 import { startPostgres } from '../../src/embedded/postgres.ts';
 import { migrate } from '../../src/migrate.ts';
+import { workerSettings } from '../../src/targets/targets.ts';
 import { atExit, removeFolder } from './ending.ts';
 
 export interface BenchDatabase {
@@ -15,6 +16,8 @@ export interface BenchDatabase {
   readonly rowsUrl: string;
   /** As the table's owner: fills tables, and does what is measured beside the engine. */
   readonly owner: Pool;
+  /** The same role in sessions like those of a worker: the engine's statements refuse any other. */
+  readonly asWorker: Pool;
   close(): Promise<void>;
 }
 
@@ -28,7 +31,9 @@ export async function openDatabase(): Promise<BenchDatabase> {
   const forgetServer = atExit(() => process.kill(postgres.pid, 'SIGQUIT'));
   const { ownerUrl, apiUrl, workerUrl, rowsUrl } = postgres;
   await migrate(ownerUrl, {}, () => undefined);
-  const owner = openPool(ownerUrl, { max: ownerConnections, name: 'bench', statementTimeoutMs: 600_000 });
+  const options = { max: ownerConnections, name: 'bench', statementTimeoutMs: 600_000 };
+  const owner = openPool(ownerUrl, options);
+  const asWorker = openPool(ownerUrl, { ...options, settings: workerSettings });
   return {
     home,
     ownerUrl,
@@ -36,8 +41,10 @@ export async function openDatabase(): Promise<BenchDatabase> {
     workerUrl,
     rowsUrl,
     owner,
+    asWorker,
     async close() {
       await owner.end();
+      await asWorker.end();
       await postgres.stop();
       forgetServer();
       removeFolder(home);

@@ -75,12 +75,12 @@ export async function benchLive(options: BenchOptions): Promise<Section[]> {
   const stage = await openStage(options);
   const watches = stage.workers.map(({ pid }) => watchMemory(pid));
   try {
-    const { owner } = stage.database;
+    const { owner, asWorker } = stage.database;
     const shadow = new Shadow(rows);
     const { measured, latency, faults } = await runLoad(stage, shadow, options);
-    const first = await scan(owner);
+    const first = await scan(asWorker);
     await owner.query('vacuum analyze demo.employees');
-    const second = await scan(owner);
+    const second = await scan(asWorker);
     say('every value is opened and compared');
     const verdict = await verify(stage.api, owner, shadow, () => undefined);
     const [busy, last] = [measured.busy[0]!, measured.busy.at(-1)!];

@@ -112,7 +112,7 @@ export async function benchRotation(options: BenchOptions): Promise<Section[]> {
   let vault: BenchVault | undefined;
   try {
     vault = await openBenchVault();
-    const { owner } = database;
+    const { asWorker: owner } = database;
     const service = await openEngine(database, concurrency);
     try {
       await fill(owner, rows);

@@ -14,11 +14,11 @@ import { proofOf, settingsToHave } from '../session.ts';
 const connections = 8;
 const closeMaxMs = 2_000;
 
-/** Beside what every session has. */
-const settings = { lock_timeout: '250ms', 'fieldkeep.reencrypting': 'on' };
+/** What a session for rows has beside what every session has. */
+export const workerSettings = { lock_timeout: '250ms', 'fieldkeep.reencrypting': 'on' };
 
 /** A condition that every statement on the customer's rows has. */
-export const sessionProof = proofOf(settingsToHave(settings));
+export const sessionProof = proofOf(settingsToHave(workerSettings));
 
 /** Names a target: undefined for Fieldkeep's own database. */
 export type TargetName = string | undefined;
@@ -103,7 +103,7 @@ export function openTargets(
       max: connections,
       name,
       statementTimeoutMs,
-      settings,
+      settings: workerSettings,
     });
   const own = new Map([[undefined, ownUrl], ...urls].map(([name, url]) => [name, open(url!, 'worker')]));
   const rowUrls = new Map<TargetName, string>([...urls, ...rows]);

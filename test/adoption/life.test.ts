@@ -31,7 +31,8 @@ describe('npm run adopt, to the end and back', function () {
     writeFileSync(join(it_.home, 'runtime.json'), JSON.stringify({ pid: process.pid, url: it_.url }));
     const { ownerUrl } = it_.database;
     env = { ...process.env, FIELDKEEP_HOME: it_.home, FIELDKEEP_POLICY: join(folder, 'policy.json') };
-    env = { ...env, DATABASE_URL: it_.database.workerUrl, DATABASE_OWNER_URL: ownerUrl };
+    const { workerUrl, rowsUrl } = it_.database;
+    env = { ...env, DATABASE_URL: workerUrl, DATABASE_ROWS_URL: rowsUrl, DATABASE_OWNER_URL: ownerUrl };
     await it_.owner.query(`
       alter table demo.employees add pay numeric(12,2);
       insert into demo.employees (tenant, name, pay)

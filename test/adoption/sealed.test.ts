@@ -38,7 +38,7 @@ describe('adoption of what others have sealed', () => {
     bench = await openBench({ policy });
     await bench.owner.query(`
       alter table ${address} add pay ${type}, add pay_enc text;
-      grant select (pay, pay_enc), update (pay, pay_enc) on ${address} to ${roleOf(bench.database.workerUrl)}`);
+      grant select (pay, pay_enc), update (pay, pay_enc) on ${address} to ${roleOf(bench.database.rowsUrl)}`);
     const of = {
       schema: 'demo',
       name: 'employees',
@@ -119,7 +119,7 @@ describe('adoption of what others have sealed', () => {
     );
     await goThrough(service);
     await bench.owner.query(`alter table ${address} add shown text;
-      grant select (shown), update (shown) on ${address} to ${roleOf(bench.database.workerUrl)}`);
+      grant select (shown), update (shown) on ${address} to ${roleOf(bench.database.rowsUrl)}`);
     await goBack(service, 'shown');
   });
 

@@ -115,7 +115,7 @@ describe('audit tables', () => {
       await refuse(bench.pool, `select from fieldkeep.${table}`, /permission denied/);
     }
     const indexes = await bench.owner.query(`select from pg_indexes where tablename = 'audit_entries_2'`);
-    assert.equal(indexes.rowCount, 4);
+    assert.equal(indexes.rowCount, 5);
     await log.close();
     await assert.rejects(checkOnce(bench, [])); // the gap that this test made would be noticed
   });

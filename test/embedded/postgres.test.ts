@@ -22,8 +22,8 @@ import {
 const settings = { fsync: 'off' };
 const farFolder = '/var/lib/fieldkeep';
 
-async function ask(url: string, sql: string): Promise<unknown> {
-  const client = await connect(url, { name: 'test' });
+async function ask(url: string, sql: string, settings: Readonly<Record<string, string>> = {}): Promise<unknown> {
+  const client = await connect(url, { name: 'test', settings });
   try {
     return Object.values((await client.query<Record<string, unknown>>(sql)).rows[0] ?? {})[0];
   } finally {
@@ -115,9 +115,10 @@ describe('embedded/postgres', () => {
     await before.stop();
     writeFileSync(secretsFile, JSON.stringify(older)); // as a version of us left it that knew no reader
     const { readerUrl } = await start();
-    assert.equal(await ask(readerUrl, 'select n from public.note'), 42);
-    await assert.rejects(ask(readerUrl, 'delete from public.note'), { code: '25006' });
-    await assert.rejects(ask(readerUrl, 'begin read write; delete from public.note'), {
+    const readOnly = { default_transaction_read_only: 'on' };
+    assert.equal(await ask(readerUrl, 'select n from public.note', readOnly), 42);
+    await assert.rejects(ask(readerUrl, 'delete from public.note', readOnly), { code: '25006' });
+    await assert.rejects(ask(readerUrl, 'begin read write; delete from public.note', readOnly), {
       code: '42501',
     });
   });

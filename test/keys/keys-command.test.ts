@@ -90,7 +90,7 @@ describe('npm run keys', function () {
         }
       };
       const [first, again] = await told();
-      assert.deepEqual([first!['action'], first!['person'], first!['count']], ['import', userInfo().username, 2]);
+      assert.deepEqual([first!['action'], first!['person'], first!['count']], ['import', userInfo().username, 3]);
       assert.equal(first!['purpose'], 'import of wrapped keys from the file: 4 families, 4 versions added');
       assert.equal(again!['count'], 0);
       writeFileSync(file, readFileSync(file, 'utf8').replaceAll('"transitVersion":1', '"transitVersion":7'));

@@ -16,7 +16,7 @@ export const columns = [
   { ...demo, column: 'bank', class: 'bank' },
   { ...demo, column: 'ssn', class: 'ssn', index: [{ name: 'eq', column: 'ssn_eq', bits: 13 }] },
 ];
-export const policy = changePolicy({ columns });
+export const policy = changePolicy({ columns, grants: { 'payroll-agent': ['move:bank'] } });
 
 export interface Customer {
   readonly database: TestDatabase;

@@ -4,6 +4,7 @@ import { randomBytes } from 'node:crypto';
 import { encodeWrapContext } from '../../src/crypto/context.ts';
 import { VaultError } from '../../src/keys/vault.ts';
 import { createDatabase, type TestDatabase } from '../support/database.ts';
+import { waitUntil } from '../operations/support.ts';
 import { openTestService, type TestService, type TestServiceOptions } from '../support/service.ts';
 import { describeVault, loginAs, openAt, openVaultServer, setUp, type VaultServer } from '../support/vault.ts';
 
@@ -39,14 +40,19 @@ describeVault('an api process and a worker', function () {
     return it_;
   }
 
+  /** An api process looks every second for what workers have published. */
+  const untilReady = (it_: TestService) =>
+    waitUntil(() => it_.service.catalog.keyTypes.has('demo.employees'), 'a worker has seen the tables');
+
   const seal = (it_: TestService, body: object, tenant = 'acme') =>
     it_.call('payroll-agent', 'POST', '/v1/encrypt', body, { tenant });
 
   it('the worker makes a tenant’s first key while the api waits, once for all who wait', async () => {
     const api = await start('fieldkeep-api', { role: 'api' });
-    assert.equal((await seal(api, bank)).body['code'], 'keys_not_ready', 'no worker has made the families yet');
+    assert.equal((await seal(api, bank)).status, 503, 'no worker has made the families or seen the tables yet');
     await start('fieldkeep-worker', { role: 'worker' });
     await api.service.keyring.refresh();
+    await untilReady(api);
     const tenants = ['acme', 'globex', 'initech'];
     const replies = await Promise.all(
       Array.from({ length: 90 }, (_, i) => seal(api, i % 2 === 0 ? bank : ssn, tenants[i % 3])),
@@ -89,6 +95,7 @@ describeVault('an api process and a worker', function () {
     const worker = await start('fieldkeep-worker', { role: 'worker' });
     await seal(worker, ssn);
     const api = await start('fieldkeep-api-bank', { role: 'api', families: ['bank'] });
+    await untilReady(api);
     assert.equal((await seal(api, bank)).status, 200);
     const refused = await seal(api, ssn);
     assert.equal(refused.status, 503);

@@ -105,10 +105,14 @@ type Json = Record<string, unknown>;
 export function changePolicy(change: {
   readonly columns?: readonly object[];
   readonly classes?: Readonly<Record<string, object>>;
+  /** More grants, by agent. */
+  readonly grants?: Readonly<Record<string, readonly string[]>>;
 }): Policy {
   const file = JSON.parse(readFileSync(new URL('../../keys-policy.json', import.meta.url), 'utf8')) as Json & {
     classes: Record<string, object>;
+    agents: Record<string, { grants: unknown[] }>;
   };
+  for (const [name, more] of Object.entries(change.grants ?? {})) file.agents[name]!.grants.push(...more);
   for (const [name, more] of Object.entries(change.classes ?? {}))
     file.classes[name] = { ...file.classes[name], ...more };
   return parsePolicy(JSON.stringify({ ...file, ...(change.columns !== undefined && { columns: change.columns }) }));

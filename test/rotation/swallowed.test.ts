@@ -53,7 +53,7 @@ describe('an update that a trigger swallows', () => {
   afterEach(() => bench.close());
 
   const columns = ['ssn', 'ssn_eq'];
-  const target = () => bench.service.targets.find(undefined)!;
+  const target = () => bench.service.targets.findRows(undefined)!;
   const table = () => bench.service.catalog.tables.get('demo.employees')!;
   const change = async (mark: string): Promise<Change[]> => {
     const rows = await readBatch(target(), table(), { columns, rowsMax: 100 });

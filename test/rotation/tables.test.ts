@@ -64,6 +64,7 @@ const addressOf = ({ name }: Table) => `hr:${plainName(name)}`;
 const quote = (name: string) => `"${name}"`;
 
 const policy = changePolicy({
+  classes: { bank: { nonAscii: 'fold' } },
   columns: tables.map((table) => ({
     database: 'hr',
     table: plainName(table.name),

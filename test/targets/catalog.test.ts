@@ -23,7 +23,7 @@ describe('targets/catalog', () => {
   before(async () => {
     database = await createDatabase();
     owner = openPool(database.ownerUrl, { max: 2, name: 'owner' });
-    targets = openTargets(database.workerUrl);
+    targets = openTargets(database.workerUrl, new Map(), { rows: new Map([[undefined, database.rowsUrl]]) });
   });
   after(async () => {
     await targets.close();
@@ -33,7 +33,7 @@ describe('targets/catalog', () => {
 
   /** What stands against the table when it was made by `sql`, with more columns where `more` says so. */
   async function problemOf(sql: string, end = ''): Promise<string | undefined> {
-    const role = roleOf(database.workerUrl);
+    const role = roleOf(database.rowsUrl);
     await owner.query(`create table public.people (id bigint, tenant text, ssn text, ssn_eq text, email text,
       primary key (id)) ${end}; ${sql}; grant select, update on public.people to ${role}`);
     try {
@@ -104,7 +104,9 @@ describe('targets/catalog', () => {
     const silent = createServer((socket) => sockets.push(socket.on('error', () => undefined)));
     await new Promise<void>((resolve) => silent.listen(0, '127.0.0.1', resolve));
     const url = `postgres://who:ever@127.0.0.1:${(silent.address() as AddressInfo).port}/hr`;
-    const asked = openTargets(database.workerUrl, new Map([['hr', url]]));
+    const asked = openTargets(database.workerUrl, new Map([['hr', url]]), {
+      rows: new Map([[undefined, database.rowsUrl]]),
+    });
     try {
       const inTarget = ['a', 'b', 'c'].map((name) => {
         const table = `public.${name}`;

@@ -4,6 +4,7 @@
  * which no further round begins, DATABASE_OWNER_URL the database. Prints {"rows", "seconds"}.
  */
 import { openPool } from '../../../src/db.ts';
+import { workerSettings } from '../../../src/targets/targets.ts';
 import { countVersion, describePeople, findHighestVersion, indexColumnsOf } from '../engine.ts';
 import type { Pace } from '../pace.ts';
 import { columns, type Column } from '../people.ts';
@@ -12,7 +13,9 @@ import { rawPass } from '../raw.ts';
 const [rows, seconds] = process.argv.slice(2) as [string, string];
 const rowsMax = 1_000;
 
-const owner = openPool(process.env.DATABASE_OWNER_URL!, { max: 2, name: 'bench raw', statementTimeoutMs: 600_000 });
+const owner = openPool(process.env.DATABASE_OWNER_URL!, {
+  ...{ max: 2, name: 'bench raw', statementTimeoutMs: 600_000, settings: workerSettings },
+});
 const table = await describePeople(owner);
 const total = { rows: 0, seconds: 0 };
 

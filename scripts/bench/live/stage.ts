@@ -41,7 +41,7 @@ export async function openStage({ rows, workers }: { rows: number; workers: numb
     await limitRotations(database.home, {});
     const processes = await startProcesses(database, policyOf(database.home), workers, undo);
     await until(
-      () => isAdopted(database.owner),
+      () => isAdopted(database.asWorker),
       (isDone) => isDone,
       60_000 + rows,
     );
