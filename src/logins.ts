@@ -26,8 +26,11 @@ export interface Database {
 
 /** `undo` is told how to stop a server that was started for it. */
 export async function openDatabase(config: Config, undo: Step[]): Promise<Database> {
-  const { databaseUrl: url, databaseOwnerUrl: ownerUrl, rows, readers } = config;
+  const { databaseUrl: url, databaseOwnerUrl: ownerUrl, readers } = config;
   if (url !== undefined) {
+    // One login for everything, as on a laptop, works on rows as well.
+    const isAlone = !config.production && config.role === 'all' && config.databaseWorkerUrl === undefined;
+    const rows = isAlone ? new Map([[undefined, url], ...config.rows]) : config.rows;
     const urls = { apiUrl: url, workerUrl: config.databaseWorkerUrl ?? url, rows, readers, embedded: false };
     return ownerUrl === undefined ? urls : { ...urls, ownerUrl };
   }
@@ -35,7 +38,7 @@ export async function openDatabase(config: Config, undo: Step[]): Promise<Databa
   undo.push({ what: 'Embedded Postgres', run: () => postgres.stop(), maxMs: 6_000 });
   return {
     ...postgres,
-    rows: new Map<TargetName, string>([[undefined, postgres.rowsUrl], ...rows]),
+    rows: new Map<TargetName, string>([[undefined, postgres.rowsUrl], ...config.rows]),
     readers: new Map<TargetName, string>([[undefined, postgres.readerUrl], ...readers]),
     embedded: true,
   };
@@ -69,7 +72,9 @@ export async function migrateAll(config: Config, database: Database, log: Logger
   const { apiUrl, workerUrl } = database;
   const ownUrl = config.role === 'worker' ? workerUrl : apiUrl;
   try {
-    if (database.ownerUrl === undefined && (await findMigrated(ownUrl))) return;
+    // Also where the owner migrates: a login that is not there, or not let in, must stop us before anything is changed.
+    const migrated = await findMigrated(ownUrl);
+    if (database.ownerUrl === undefined && migrated) return;
     const ownerUrl = database.ownerUrl ?? ownUrl;
     const roles = rolesOf(config, database);
     await migrate(ownerUrl, roles, (line) => log.debug(line));

@@ -29,6 +29,7 @@ import { placePostgres, type Place } from './postgres-place.ts';
 
 const ownerRole = 'fieldkeep_owner';
 export const readerRole = 'fieldkeep_reader';
+const rowsRole = 'fieldkeep_rows';
 /** Of releases before each duty had a login of its own. */
 const formerRole = 'fieldkeep_service';
 const database = 'fieldkeep';
@@ -275,12 +276,32 @@ async function prepare(secrets: Secrets, port: number): Promise<void> {
   }
 }
 
-/** The one login of earlier releases, which had every duty's rights, keeps none. */
+/** Rights of the former login in schemas that are not ours, as statements that give the same to the login for rows. */
+const movedRights = `
+  with their as (select c.oid, n.nspname, c.relname, c.relacl from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.relkind in ('r', 'p') and n.nspname not in ('fieldkeep', 'fieldkeep_jobs', 'demo') and n.nspname !~ '^pg_')
+  select format('grant %s on %I.%I to %I', privilege_type, nspname, relname, $2::text) as sql
+    from their, aclexplode(relacl) where grantee = $1::regrole and privilege_type in ('SELECT', 'UPDATE')
+  union all select format('grant %s (%I) on %I.%I to %I', privilege_type, attname, nspname, relname, $2::text)
+    from their join pg_attribute on attrelid = oid and not attisdropped, aclexplode(attacl)
+    where grantee = $1::regrole and privilege_type in ('SELECT', 'UPDATE')
+  union all select distinct format('grant usage on schema %I to %I', nspname, $2::text)
+    from their join pg_namespace using (nspname), aclexplode(nspacl) where grantee = $1::regrole`;
+
+/**
+ * The one login of earlier releases, which had every duty's rights, keeps none. What it may do with the customer's rows goes to
+ * the login for rows, and what it owns to the owner: nothing is dropped.
+ */
 async function closeFormer(ownerUrl: string): Promise<void> {
   const client = await connect(ownerUrl, { name: 'start' });
   try {
+    await client.query('begin');
+    const { rows } = await client.query<{ sql: string }>(movedRights, [formerRole, rowsRole]);
+    await client.query(`reassign owned by ${formerRole} to ${ownerRole}`);
+    for (const { sql } of rows) await client.query(sql);
     await client.query(`drop owned by ${formerRole}`);
     await client.query(`alter role ${formerRole} nologin password null`);
+    await client.query('commit');
   } finally {
     await client.end();
   }

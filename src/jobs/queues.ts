@@ -53,6 +53,8 @@ export async function migrateQueues(ownerUrl: string, serviceRole: string): Prom
   const owner = await connect(ownerUrl, { name: 'migrate' });
   const role = quoteIdentifier(serviceRole);
   try {
+    // A role that is not there yet gets its rights from the first process that has it.
+    if ((await owner.query('select from pg_roles where rolname = $1', [serviceRole])).rowCount === 0) return;
     await owner.query(`grant usage on schema ${bossSchema} to ${role}`);
     await owner.query(`grant select, insert, update, delete on all tables in schema ${bossSchema} to ${role}`);
     await owner.query(`grant execute on all functions in schema ${bossSchema} to ${role}`);

@@ -26,7 +26,7 @@ export interface StoredApproval extends Asked, Omit<NewApproval, 'within'> {
 /** What is stored of an approval, by its name there. */
 const approvalColumns = `a.id, a.action, a.about, a.details, a.reason, a.agent, a.person, a.tenant, a.required,
   a.request_digest as "requestDigest", a.created_at as "createdAt", a.decide_by as "decideBy",
-  (select u.used_at from fieldkeep.approval_uses u where u.approval = a.id) as "usedAt",
+  coalesce((select u.used_at from fieldkeep.approval_uses u where u.approval = a.id), a.used_at) as "usedAt",
   clock_timestamp() as now,
   (select coalesce(json_agg(json_build_object('person', d.person, 'decision', d.decision, 'reason', d.reason,
      'decidedAt', d.decided_at) order by d.decided_at), '[]')
@@ -104,10 +104,11 @@ export async function insertDecision(
   );
 }
 
-/** False when it was used before. */
+/** False when it was used before, also by a process of the release before, which writes it beside what was asked. */
 export async function setUsed(tx: Client, id: string): Promise<boolean> {
   const { rowCount } = await tx.query(
-    'insert into fieldkeep.approval_uses (approval) values ($1) on conflict do nothing',
+    `insert into fieldkeep.approval_uses (approval)
+     select id from fieldkeep.approvals where id = $1 and used_at is null on conflict do nothing`,
     [id],
   );
   return rowCount === 1;

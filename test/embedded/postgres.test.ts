@@ -86,16 +86,17 @@ describe('embedded/postgres', () => {
     }
   });
 
-  it('takes the one login of earlier releases its rights and its password', async () => {
+  it('takes the one login of earlier releases its rights and its password, and the login for rows gets those on rows', async () => {
     const before = await start();
     await ask(before.ownerUrl, `create role fieldkeep_service login password 'x'`);
     await ask(before.ownerUrl, 'grant select, update on public.note to fieldkeep_service');
     await before.stop();
-    const { ownerUrl } = await start();
+    const { ownerUrl, rowsUrl } = await start();
     assert.equal(
       await ask(ownerUrl, `select has_table_privilege('fieldkeep_service', 'public.note', 'select')`),
       false,
     );
+    assert.equal(await ask(rowsUrl, 'select n from public.note'), 42);
     const former = new URL(ownerUrl);
     former.username = 'fieldkeep_service';
     former.password = 'x';
