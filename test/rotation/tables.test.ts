@@ -64,7 +64,6 @@ const addressOf = ({ name }: Table) => `hr:${plainName(name)}`;
 const quote = (name: string) => `"${name}"`;
 
 const policy = changePolicy({
-  classes: { bank: { nonAscii: 'fold' } },
   columns: tables.map((table) => ({
     database: 'hr',
     table: plainName(table.name),
@@ -74,7 +73,7 @@ const policy = changePolicy({
     class: 'bank',
     adopt: true,
   })),
-  classes: { bank: { rotation: { concurrency: 3 } } },
+  classes: { bank: { nonAscii: 'fold', rotation: { concurrency: 3 } } },
 });
 
 async function make(owner: Pool, service: string, table: Table): Promise<void> {
