@@ -30,6 +30,7 @@ const policy = changePolicy({
       ...{ column: 'v_enc', class: 'bank', from: 'v' },
     },
   ],
+  classes: { bank: { nonAscii: 'fold' } },
 });
 const triggers = formatTriggers({
   ...{ schema: 'public', name: 'people', column: 'v_enc', source: 'v', indexColumns: [], bound: ['id', 'tenant'] },
@@ -230,7 +231,7 @@ describe('settings of the target', function () {
 
   /** Another client's statement in the worker's sessions, as through a pooler that hands them round. */
   async function meddle(it_: Bench, statement: string): Promise<void> {
-    const pool = it_.service.targets.find('hr')!;
+    const pool = it_.service.targets.findRows('hr')!;
     const all = await Promise.all(Array.from({ length: 8 }, () => pool.connect()));
     for (const client of all) await client.query(statement);
     for (const client of all) client.release();
@@ -251,7 +252,7 @@ describe('settings of the target', function () {
       const columns = { read: ['v_enc', 'v'], written: ['v_enc', 'v'] };
       const before = await read();
       await meddle(it_, statement);
-      const written = withClient(it_.service.targets.find('hr')!, (db) =>
+      const written = withClient(it_.service.targets.findRows('hr')!, (db) =>
         writeBatch(db, table, columns, [change], false),
       );
       await assert.rejects(written, (error) => findRefusal(error) !== undefined);
