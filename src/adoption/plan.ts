@@ -76,7 +76,10 @@ function checkTable({ column, seen, source }: Case): Finding[] {
         ),
     ),
     ...when(table.rowSecurity && worker === undefined, () =>
-      note('The table has row level security', 'The worker’s role needs BYPASSRLS, or every statement of it fails.'),
+      note(
+        'The table has row level security',
+        'The role that works on rows needs BYPASSRLS, or every statement of it fails.',
+      ),
     ),
   ];
 }

@@ -303,8 +303,12 @@ describe('settings of the target', function () {
   describe('through PgBouncer', function () {
     before(function () {
       if (hasPgBouncer) return;
+      assert.ok(
+        !process.env.FIELDKEEP_REQUIRE_PGBOUNCER,
+        'FIELDKEEP_REQUIRE_PGBOUNCER is set, and there is none on PATH',
+      );
       process.stderr.write(
-        'SKIPPED: PgBouncer is not installed (apt-get install pgbouncer): how it is refused was not tested.\n',
+        '\n*** No pgbouncer on PATH (apt-get install pgbouncer): how it is refused is SKIPPED. ***\n\n',
       );
       this.skip();
     });
