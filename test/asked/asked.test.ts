@@ -117,6 +117,9 @@ describe('asked calls', function () {
     const alone = await createDatabase();
     const first = await openTestService({ database: alone, role: 'worker' });
     const lonely = await openTestService({ database: alone, role: 'api', rootKeys: first.service.rootKeys });
+    const context = { table: 'demo.employees', column: 'bank', row: '1' };
+    const encrypt = () => lonely.call('payroll-agent', 'POST', '/v1/encrypt', { class: 'bank', value: 'x', context });
+    assert.equal((await encrypt()).status, 200);
     // Whoever answered is gone, but for what keeps the keys.
     await first.service.close();
     const asked = performance.now();
@@ -129,6 +132,17 @@ describe('asked calls', function () {
       .flatMap(({ lines }) => lines.split('\n'))
       .filter((line) => line.includes(headers['x-request-id'] as string));
     assert.equal(own.length, 1);
+    const { envelope } = (await encrypt()).body;
+    const opened = await lonely.call('payroll-agent', 'POST', '/v1/decrypt', { envelope, context, view: 'full' });
+    assert.equal(opened.body['value'], 'x', 'keys that were made go on working');
+    const reads = ['/v1/keys', '/v1/keys/bank', '/v1/rotations', '/v1/adoptions'];
+    const answers = await Promise.all(reads.map((path) => lonely.call('operator', 'GET', path)));
+    assert.deepEqual(
+      answers.map((answer) => answer.status),
+      reads.map(() => 504),
+    );
+    const entries = await lonely.call('security-auditor', 'GET', '/v1/audit/entries');
+    assert.deepEqual([entries.status, entries.body['code']], [503, 'database_unavailable']);
     const second = await openTestService({ database: alone, role: 'worker', rootKeys: lonely.service.rootKeys });
     await sleep(1_000);
     assert.equal((await lonely.owner.query('select from fieldkeep.rotations')).rowCount, 0);
