@@ -121,7 +121,7 @@ describe('asked calls', function () {
     const encrypt = () => lonely.call('payroll-agent', 'POST', '/v1/encrypt', { class: 'bank', value: 'x', context });
     assert.equal((await encrypt()).status, 200);
     // Whoever answered is gone, but for what keeps the keys.
-    await first.service.close();
+    await first.close();
     const asked = performance.now();
     const { status, body, headers } = await lonely.call('operator', 'POST', '/v1/keys/ssn/rotate', {});
     assert.deepEqual([status, body['code']], [504, 'deadline_exceeded']);
