@@ -21,7 +21,11 @@ grant select on fieldkeep.audit_lost to :role;
 grant insert (stream, first_seq, last_seq, reason, instance) on fieldkeep.audit_lost to :role;
 grant select on fieldkeep.asked_calls, fieldkeep.asked_answers to :role;
 grant insert (id, call, mac) on fieldkeep.asked_calls to :role;
-grant select, insert, update, delete on fieldkeep.instances, fieldkeep.instance_ready to :role;
+-- That it lives, which policy it goes by, and what it is ready for.
+grant select, delete on fieldkeep.instances to :role;
+grant insert (id, families, role, policy, policy_since) on fieldkeep.instances to :role;
+grant update (heartbeat_at, policy, policy_since) on fieldkeep.instances to :role;
+grant select, insert on fieldkeep.instance_ready to :role;
 
 -- duty: worker
 -- Faces nobody. It makes keys, turns what was asked into runs, approvals and destructions, and puts entries in order.

@@ -18,6 +18,7 @@ import {
   chownSync,
   renameSync,
 } from 'node:fs';
+import { statfs } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -208,6 +209,15 @@ async function launch(place: Place, secrets: Secrets, options: PostgresOptions):
   }
 }
 
+const mib = 1_048_576;
+
+/** Of the disk, so that the log alone cannot fill a small one; where the file system does not say, as on a large one. */
+async function chooseWalMib(home: string): Promise<number> {
+  const { blocks, bsize } = await statfs(home);
+  const share = Math.floor((blocks * bsize) / mib / 8);
+  return share === 0 ? 2048 : Math.max(32, Math.min(2048, share));
+}
+
 /** One attempt; undefined when the server ended, or did not answer in time and was ended. */
 async function tryLaunch(place: Place, secrets: Secrets, options: PostgresOptions): Promise<Running | undefined> {
   const port = await findPort(secrets.port);
@@ -217,7 +227,7 @@ async function tryLaunch(place: Place, secrets: Secrets, options: PostgresOption
     unix_socket_directories: '',
     max_connections: '100',
     shared_buffers: '128MB',
-    max_wal_size: '2GB',
+    max_wal_size: `${await chooseWalMib(options.home)}MB`,
     log_min_messages: 'warning',
     log_statement: 'none',
     // A failing statement is not repeated in the log: its parameters could be values.
