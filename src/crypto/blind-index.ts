@@ -21,6 +21,10 @@ export interface IndexPlace {
 const indexLabel = Buffer.from('fe1/bidx\0', 'latin1');
 
 const ascii = /^[\0-\x7f]*$/;
+
+/** Whether no letter and no digit of it is outside of what every rule knows. */
+export const isAscii = (text: string): boolean => ascii.test(text);
+
 const number = /\p{N}/u;
 const decimalDigit = /\p{Nd}/u;
 /** Letters by their category, digits to who reads them. */
@@ -65,7 +69,7 @@ function isLost(how: Normalise, character: string): boolean {
  * "12" and "12三" would be equal. Values in ASCII come out of digits and digits/fold alike, and of alnum and alnum/fold.
  */
 export function normalise(how: Normalise | undefined, value: string): string | undefined {
-  if (how === undefined || ascii.test(value)) return stripToAscii(how, value);
+  if (how === undefined || isAscii(value)) return stripToAscii(how, value);
   const characters = [...value];
   if (characters.some((each) => each > '\x7f' && isLost(how, each))) return undefined;
   if (!how.endsWith('/fold')) return stripToAscii(how, value);

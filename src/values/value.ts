@@ -4,7 +4,7 @@
  * no token by today's rule it gets none, and no search finds it.
  */
 import { plaintextBytesMax } from '../crypto/aead.ts';
-import { indexToken, normalise, type Normalise } from '../crypto/blind-index.ts';
+import { indexToken, isAscii, normalise, type Normalise } from '../crypto/blind-index.ts';
 import { isContextPart } from '../crypto/context.ts';
 import type { DataKey } from '../crypto/data-key.ts';
 import { findIndexes, type KeyVersion } from '../keys/version.ts';
@@ -34,6 +34,7 @@ export function findValueProblem(
   if (Buffer.byteLength(text, 'utf8') > plaintextBytesMax) {
     return new Unsealable('value_invalid', `value is longer than ${plaintextBytesMax} bytes.`);
   }
+  if (!indexed && isAscii(text)) return undefined; // nothing that a rule could lose, and no token to be made
   const normal = normalise(how, text);
   if (normal === undefined) return notAscii(family, 'value');
   if (!indexed || isContextPart(normal)) return undefined;

@@ -85,7 +85,7 @@ describe('audit log, a failover that loses commits', function () {
     const log = await open();
     await appendEach(log, bench, ['before']);
     await server.leaveBehind();
-    const large = 'x'.repeat(4 * 1024 * 1024);
+    const large = 'x'.repeat(256 * 1024);
     await appendEach(log, bench, number('large', 12), large); // more than is kept
     const { stream } = log;
     await server.promote();
