@@ -17,6 +17,7 @@ import type { RunKind } from '../../src/rotation/work.ts';
 import type { Service } from '../../src/service.ts';
 import { Faults, openFaultyShop, type Mode } from '../rotation/faulty.ts';
 import { changePolicy, openBench, openFor, type Bench } from '../rotation/support.ts';
+import { describeLong } from '../support/long.ts';
 
 const address = 'demo.employees';
 const rows = 12;
@@ -41,7 +42,7 @@ const steps: readonly (readonly [RunKind, boolean, boolean])[] = [
 
 const valueOf = (id: number) => (id % 5 === 0 ? null : String(100_000_000 + id));
 
-describe('an adoption whose writes fail', () => {
+describeLong('an adoption whose writes fail', () => {
   let bench: Bench;
   let shop: Service;
   let faults: Faults;

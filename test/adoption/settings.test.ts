@@ -21,6 +21,7 @@ import { createTarget, type TestDatabase } from '../support/database.ts';
 import { hasPgBouncer, openForgetful, startPgBouncer } from '../support/pooler.ts';
 import { changePolicy, drive, isSettled, openBench, openFor, rotate, type Bench } from '../rotation/support.ts';
 import { withMoments } from '../rotation/intercept.ts';
+import { itLong } from '../support/long.ts';
 
 const address = 'hr:public.people';
 const policy = changePolicy({
@@ -169,7 +170,7 @@ describe('settings of the target', function () {
   }
 
   for (const [setting, value, type, text] of cases) {
-    it(`${setting} = ${value} changes nothing for a column of type ${type}`, async () => {
+    itLong(`${setting} = ${value} changes nothing for a column of type ${type}`, async () => {
       await set(setting, value);
       await roundTrip(await open(type, text), text);
     });

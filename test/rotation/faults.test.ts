@@ -13,6 +13,7 @@ import { findRun, listRuns, listUnfinished, type Run } from '../../src/rotation/
 import type { Service } from '../../src/service.ts';
 import { Faults, openFaultyShop, type Fault, type Mode } from './faulty.ts';
 import { beReady, openBench, openFor, sealFor, skipWaits, type Bench } from './support.ts';
+import { describeLong } from '../support/long.ts';
 
 const rows = 30;
 const columns = ['ssn', 'bank', 'salary'] as const;
@@ -26,7 +27,7 @@ function valueOf(column: Column, id: number): string | null {
   return id % 11 === 0 ? '' : `${column} 536-22-${id}`;
 }
 
-describe('a run whose writes fail', () => {
+describeLong('a run whose writes fail', () => {
   let bench: Bench;
   let shop: Service;
   let faults: Faults;
