@@ -44,7 +44,7 @@ async function lockMigrations(client: Client): Promise<void> {
 }
 
 /** Runs `work` while no other process migrates this database. */
-export async function whileMigrating<T>(ownerUrl: string, work: () => Promise<T>): Promise<T> {
+async function whileMigrating<T>(ownerUrl: string, work: () => Promise<T>): Promise<T> {
   const client = await connect(ownerUrl, { name: 'migrate', statementTimeoutMs: 0 });
   try {
     await lockMigrations(client);

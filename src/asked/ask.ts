@@ -26,7 +26,7 @@ const label = Buffer.from('fe1/asked-call\0', 'latin1');
 const macBytes = 32;
 const pollMs = 10;
 /** A call that no worker has taken after this is not taken any more. */
-export const takeMaxMs = 4_000;
+const takeMaxMs = 4_000;
 /** Workers stop taking a call a little before whoever asked gives it up. */
 const takeMarginMs = 500;
 /** Between our clock and the database's. */

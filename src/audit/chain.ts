@@ -26,7 +26,7 @@ export interface Group {
 /** What a group is made of, whatever its number. */
 export type Content = Pick<Group, 'lines' | 'items' | 'uses' | 'entries'>;
 
-export const emptyHash: Buffer = Buffer.alloc(32);
+const emptyHash: Buffer = Buffer.alloc(32);
 
 function u64(n: bigint): Buffer {
   const bytes = Buffer.alloc(8);

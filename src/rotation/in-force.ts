@@ -89,7 +89,7 @@ export interface Standing {
   readonly inForce?: InForce;
 }
 
-export async function readStanding(db: Queryable, version: string): Promise<Standing> {
+async function readStanding(db: Queryable, version: string): Promise<Standing> {
   const inForce = await findInForce(db);
   if (inForce === undefined || inForce.version === version) return { state: 'in-force', ...(inForce && { inForce }) };
   return { state: (await isSuperseded(db, version)) ? 'superseded' : 'other', inForce };

@@ -18,7 +18,7 @@ const triesMax = 6;
 /** More rows than these refused at once are no odd rows: something is wrong with the table. */
 const refusedMax = 100;
 /** Stands where an SQLSTATE would: the row was locked as it was read, and the UPDATE came back without it. */
-export const swallowedState = 'no_row';
+const swallowedState = 'no_row';
 
 export interface Destination {
   /** One connection: a statement that failed has let go of its rows before the next one looks at them. */

@@ -62,7 +62,7 @@ export function rowsVariableOf(name: TargetName): string {
 }
 
 /** What a database is called in a sentence. */
-export function describeDatabase(name: TargetName): string {
+function describeDatabase(name: TargetName): string {
   return name === undefined ? "Fieldkeep's own database" : `Target ${name}`;
 }
 
